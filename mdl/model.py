@@ -1,0 +1,150 @@
+"""What is known of a model: frozen records that check themselves. Knows no disk and no network."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from mdl.errors import IntegrityError
+from mdl.reference import UNKNOWN_VERSION, Reference, show
+
+SCHEMA = 1
+METADATA_NAME = ".metadata"
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_GIT_ID = re.compile(r"[0-9a-f]{40}")
+_UNSAFE_NAME = re.compile(r'[\x00-\x1f\x7f<>:"|?*\\]')
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """One file of a version: a relative name, size in bytes, and the digests that were promised or found."""
+
+    name: str
+    size: int | None
+    sha256: str | None = None
+    git_id: str | None = None  # SHA-1 of git's blob, which is all a hub tells of small files
+    role: str = "other"
+
+    def __post_init__(self) -> None:
+        path = PurePosixPath(self.name)
+        bad = _UNSAFE_NAME.search(self.name) or not self.name.isprintable() or len(self.name.encode()) > 1024
+        if bad or path.is_absolute() or not path.parts or str(path) != self.name or ".." in path.parts:
+            raise IntegrityError(f"a file of the model has a name that is not safe: {show(self.name)}")
+        if path.parts[0].casefold() == METADATA_NAME or any(len(p.encode()) > 255 for p in path.parts):
+            raise IntegrityError(f"a file of the model has a name that is not allowed: {show(self.name)}")
+        if self.size is not None and (not isinstance(self.size, int) or self.size < 0):
+            raise IntegrityError(f"{show(self.name)} has an impossible size: {self.size}")
+        if self.sha256 is not None and not _SHA256.fullmatch(self.sha256):
+            raise IntegrityError(f"{show(self.name)} has a malformed sha256: {show(self.sha256)}")
+        if self.git_id is not None and not _GIT_ID.fullmatch(self.git_id):
+            raise IntegrityError(f"{show(self.name)} has a malformed git id: {show(self.git_id)}")
+
+
+@dataclass(frozen=True, slots=True)
+class Revision:
+    """Which state of its source a version is: `kind` is branch, tag, commit or digest."""
+
+    kind: str = ""
+    name: str = ""
+    commit: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """The facts of a header that a list shows. None is unknown."""
+
+    kind: str = "model"  # model, adapter, projector or checkpoint
+    format: str | None = None  # gguf or safetensors
+    architecture: str | None = None
+    parameters: int | None = None
+    context_length: int | None = None
+    quantization: str | None = None
+    license: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What a source has under a reference, before the first byte: `reference` has its version."""
+
+    reference: Reference
+    files: tuple[File, ...]
+    revision: Revision = Revision()
+    source: str = ""
+    note: str = ""  # which choice was made, in a person's words
+    partial: bool = False  # files were left out on purpose
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A version on this machine: its folder, its files, and what its metadata say."""
+
+    reference: Reference
+    folder: Path
+    files: tuple[File, ...]
+    summary: Summary = Summary()
+    revision: Revision = Revision()
+    source: str = ""
+    modified: datetime = field(default_factory=lambda: datetime.now(UTC))
+    partial: bool = False
+    problem: str = ""  # why it cannot be used, if so
+
+    @property
+    def version(self) -> str:
+        if self.reference.version is None:
+            return UNKNOWN_VERSION
+        pin = f"@{self.reference.pin}" if self.reference.pin else ""
+        return self.reference.version + pin
+
+    @property
+    def size(self) -> int:
+        return sum(file.size or 0 for file in self.files)
+
+    def paths(self, role: str) -> list[Path]:
+        """The files of a role, in the order of their names: a split's first part comes first."""
+        return sorted(self.folder / file.name for file in self.files if file.role == role)
+
+
+def to_document(model: Model) -> dict[str, Any]:
+    """The content of `.metadata`; `from_document` reads it back."""
+    summary = model.summary
+    header = {name: getattr(summary, name) for name in Summary.__slots__}
+    return {
+        "schema": SCHEMA,
+        "reference": str(model.reference),
+        "source": model.source,
+        "created": model.modified,
+        "partial": model.partial,
+        "revision": {name: getattr(model.revision, name) for name in Revision.__slots__},
+        "header": {name: value for name, value in header.items() if value is not None},
+        "files": [_file_document(file) for file in model.files],
+    }
+
+
+def from_document(document: Mapping[str, Any], folder: Path) -> Model:
+    """The model that `.metadata` describes; raises IntegrityError when it describes none."""
+    try:
+        if int(document["schema"]) > SCHEMA:
+            raise IntegrityError(f"{folder / METADATA_NAME} was written by a newer mdl", hint="update mdl")
+        return Model(
+            reference=Reference.parse(document["reference"]),
+            folder=folder,
+            files=tuple(File(**entry) for entry in document["files"]),
+            summary=Summary(**document.get("header", {})),
+            revision=Revision(**document.get("revision", {})),
+            source=str(document.get("source", "")),
+            modified=_time(document["created"]),
+            partial=bool(document.get("partial", False)),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise IntegrityError(f"{folder / METADATA_NAME} is damaged ({error})") from None
+
+
+def _time(value: Any) -> datetime:
+    moment = value if isinstance(value, datetime) else datetime.fromisoformat(value)
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+def _file_document(file: File) -> dict[str, Any]:
+    return {name: value for name in File.__slots__ if (value := getattr(file, name)) is not None}

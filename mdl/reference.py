@@ -1,0 +1,355 @@
+"""How a model is named: parse, print, path. Pure: knows no disk, no network and no configuration.
+
+    [scheme://][host/]path[:version][@pin]
+
+A name is parsed once, here, and travels as a `Reference` afterwards. What a `Reference` holds is safe to put
+in a path, a URL and a terminal, because it refuses everything else when it is made.
+"""
+
+import re
+import unicodedata
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import Literal
+from urllib.parse import quote, unquote
+
+from mdl.errors import UsageError
+
+HUGGING_FACE = "huggingface.co"
+OLLAMA = "registry.ollama.ai"
+DOCKER = "docker.io"
+UNKNOWN_VERSION = "n/a"
+
+Scheme = Literal["hf", "oci", "ollama", "https", "http", "file", "short"]
+
+HOST_ALIASES = {
+    "hf.co": HUGGING_FACE,
+    "www.huggingface.co": HUGGING_FACE,
+    "ollama.com": OLLAMA,
+    "index.docker.io": DOCKER,
+    "registry-1.docker.io": DOCKER,
+}
+PREFIXES: dict[str, Scheme] = {
+    "hf": "hf",
+    "huggingface": "hf",
+    "oci": "oci",
+    "docker": "oci",
+    "ollama": "ollama",
+    "https": "https",
+    "http": "http",
+    "file": "file",
+}
+LONGEST = 2048  # characters of a whole reference
+LONGEST_SEGMENT = 255  # bytes of a file name, on every file system that matters
+QUANTIZATION = re.compile(
+    r"(UD-)?(I?Q\d+(_\d+)*(_[KSMLX0]+)*(_(XXS|XS|S|M|NL|L|XL|XXL))?|TQ\d_\d|MXFP4(_MOE)?|NVFP4|B?F(16|32)|F64)",
+    re.IGNORECASE,
+)
+_HOST = re.compile(r"(?=.{1,253}(:|$))[a-z0-9]([a-z0-9_-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9_-]*[a-z0-9])?)*(:\d{1,5})?")
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]*")
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+# Characters that every file system takes as they are. "@" stands between version and pin, "%" escapes.
+_PLAIN = " !#$&'()+,-.;=[]^_`{}~"
+_RESERVED = re.compile(r"(CON|PRN|AUX|NUL|COM\d|LPT\d)(\..*)?", re.IGNORECASE)  # names that Windows keeps
+_INVISIBLE = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}  # controls, BiDi marks, surrogates, unassigned
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """One name of one model, in canonical form.
+
+    `path` has no leading slash, except for files, where it is the absolute path. `version` is None until it is
+    known. `query` belongs to a URL's access and not to the name: it may hold a signature, so it is not printed,
+    stored or compared.
+    """
+
+    scheme: Scheme
+    host: str
+    path: str
+    version: str | None = None
+    pin: str | None = None
+    query: str = field(default="", compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        for part in (self.host, self.path, self.version or "", self.pin or ""):
+            _refuse_invisible(part)
+        if self.host and not _HOST.fullmatch(self.host):
+            raise UsageError(f"{show(self.host)} is not a host name", hint=_HINT)
+        segments = self.path.removeprefix("/").split("/")
+        for text in (segments, *(part.split("/") for part in (self.version, self.pin) if part is not None)):
+            _check_segments(text)
+        for part in self.path_parts():
+            if len(part.encode()) > LONGEST_SEGMENT:
+                raise UsageError(f"a part of the name is too long: {show(part)}", hint=_HINT)
+
+    @classmethod
+    def parse(cls, text: str) -> "Reference":
+        """The reference that a person, a script or a server wrote.
+
+        Raises UsageError when it is malformed or tries to be something else than a name.
+        """
+        if len(text) > LONGEST:
+            raise UsageError(f"the model's name is too long: {show(text)}", hint=_HINT)
+        if text != text.strip() or not text:
+            raise UsageError("the model's name is empty or has spaces around it", hint=_HINT)
+        _refuse_invisible(text)
+        if text.startswith("-"):
+            raise UsageError(f"{show(text)} looks like an option, not like a model", hint=_HINT)
+        scheme, separator, rest = text.partition("://")
+        if not separator:
+            return _parse_bare(text)
+        kind = PREFIXES.get(scheme.lower())
+        if kind is None:
+            raise UsageError(f"unknown scheme {show(scheme)}://", hint=f"known: {', '.join(PREFIXES)}")
+        return _PARSERS[kind](rest)
+
+    def __str__(self) -> str:
+        if self.scheme == "file":
+            return "file://" + quote(self.path, safe="/" + _PLAIN)
+        if self.scheme in ("https", "http"):
+            return f"{self.scheme}://{self.host}/{quote(self.path, safe='/' + _PLAIN)}"
+        text = f"{self.host}/{self.path}" if self.host else self.path
+        if self.scheme == "oci" and _is_weights_name(self.path):
+            text = "oci://" + text  # bare, it would read as the address of a file
+        if self.version is not None:
+            text += f":{quote(self.version, safe='/:' + _PLAIN)}"
+        return text if self.pin is None else f"{text}@{self.pin}"
+
+    @property
+    def name(self) -> str:
+        """The last part of the path: what people call the model."""
+        return self.path.rsplit("/", 1)[-1]
+
+    @property
+    def model(self) -> "Reference":
+        """The same model, whatever the version."""
+        return replace(self, version=None, pin=None)
+
+    def with_version(self, version: str | None, pin: str | None = None) -> "Reference":
+        return replace(self, version=version, pin=pin)
+
+    def path_parts(self) -> tuple[str, ...]:
+        """Safe names of the folders below `models/`, the version's last if there is one."""
+        host = {"http": f"http:{self.host}", "file": "file", "short": ""}.get(self.scheme, self.host)
+        if self.scheme == "oci" and _is_weights_name(self.path):
+            host = f"oci:{self.host}"  # keeps apart what the scheme alone tells apart
+        parts = [host] if host else []
+        parts += self.path.strip("/").split("/")
+        if self.version is not None:
+            parts.append(self.version)
+        folders = [_to_folder(part) for part in parts]
+        if self.pin is not None and self.version is not None:
+            folders[-1] += "@" + _to_folder(self.pin)
+        return tuple(folders)
+
+    @classmethod
+    def from_path_parts(cls, parts: Iterable[str], *, versioned: bool) -> "Reference":
+        """The reference whose `path_parts()` these are; raises UsageError when there is none."""
+        names = list(parts)
+        version = pin = None
+        if versioned:
+            folder, _, pinned = names.pop().partition("@")
+            version, pin = unquote(folder), unquote(pinned) or None
+        host, *path = (unquote(name) for name in names)
+        if not path:
+            return cls("short", "", host, version, pin)
+        if host == "file":
+            return cls("file", "", "/" + "/".join(path), version, pin)
+        for scheme in _MARKED:
+            if host.startswith(f"{scheme}:"):
+                return cls(scheme, host.removeprefix(f"{scheme}:"), "/".join(path), version, pin)
+        return cls(_scheme_of(host, path), host, "/".join(path), version, pin)
+
+
+_MARKED: tuple[Scheme, ...] = ("http", "oci")  # schemes that a folder's name spells out where it has to
+_HINT = "write it as host/org/name:version, for instance huggingface.co/Qwen/Qwen3-0.6B-GGUF:Q8_0"
+
+
+def show(text: str, length: int = 60) -> str:
+    """Text from outside, made inert and short enough for one line of a terminal."""
+    inert = "".join(c if unicodedata.category(c) not in _INVISIBLE else f"\\u{ord(c):04x}" for c in text[:length])
+    return f"'{inert}…'" if len(text) > length else f"'{inert}'"
+
+
+def canonical_version(version: str) -> str:
+    """Quantizations are upper case, however they were typed; everything else stays."""
+    return version.upper() if QUANTIZATION.fullmatch(version) else version
+
+
+def _refuse_invisible(text: str) -> None:
+    if not text.isascii() or not text.isprintable():
+        for character in text:
+            if unicodedata.category(character) in _INVISIBLE:
+                raise UsageError(f"the model's name has an invisible character: {show(text)}", hint=_HINT)
+    if "\\" in text:
+        raise UsageError(f"the model's name has a backslash: {show(text)}", hint=_HINT)
+
+
+def _check_segments(segments: list[str]) -> None:
+    for segment in segments:
+        if segment in ("", ".", "..") or segment != segment.strip() or segment.startswith("-"):
+            raise UsageError(f"the model's name has a part that cannot be one: {show(segment)}", hint=_HINT)
+
+
+def _parse_bare(text: str) -> Reference:
+    first, slash, rest = text.partition("/")
+    host = HOST_ALIASES.get(first.lower(), first.lower())
+    if slash and _looks_like_host(first):
+        if host == HUGGING_FACE:
+            return _parse_hugging_face(rest)
+        if host == OLLAMA:
+            return _parse_ollama(text)
+        if _is_weights_name(_split(rest)[0]):
+            return _parse_url("https", f"{host}/{rest}")
+        return _parse_oci(f"{host}/{rest}")
+    if slash:
+        return _parse_hugging_face(text)
+    path, version, pin = _split(text)
+    _check_name(path)
+    return Reference("short", "", path, version, pin)
+
+
+def _looks_like_host(segment: str) -> bool:
+    return "." in segment or ":" in segment or segment.lower() == "localhost"
+
+
+def _is_weights_name(path: str) -> bool:
+    return path.lower().endswith(".gguf")
+
+
+def _scheme_of(host: str, path: list[str]) -> Scheme:
+    if host == HUGGING_FACE:
+        return "hf"
+    if host == OLLAMA:
+        return "ollama"
+    return "https" if _is_weights_name(path[-1]) else "oci"
+
+
+def _split(text: str) -> tuple[str, str | None, str | None]:
+    """path, version and pin of `path[:version][@pin]`."""
+    text, at, pin = text.partition("@")
+    path, colon, version = text.partition(":")
+    if (colon and not version) or (at and not pin):
+        raise UsageError(f"nothing follows the ':' or '@' in {show(text + at)}", hint=_HINT)
+    return path, canonical_version(unquote(version)) if colon else None, pin if at else None
+
+
+def _check_name(*segments: str) -> None:
+    for segment in segments:
+        if not _NAME.fullmatch(segment) or ".." in segment:
+            raise UsageError(f"{show(segment)} cannot be part of a model's name", hint=_HINT)
+
+
+def _parse_hugging_face(text: str) -> Reference:
+    text = text.removeprefix(f"{HUGGING_FACE}/").removeprefix("hf.co/")
+    path, version, pin = _split(text)
+    segments = path.rstrip("/").split("/")
+    name, rest = segments[:2], segments[2:]
+    _check_name(*name)
+    if rest and version is not None:
+        raise UsageError(f"{show(text)} has two versions: {show('/'.join(rest))} and {show(version)}", hint=_HINT)
+    if rest:
+        version = canonical_version(unquote("/".join(rest)))
+    return Reference("hf", HUGGING_FACE, "/".join(name), version, pin)
+
+
+def _parse_hugging_face_page(path: str, query: str) -> Reference:
+    """A pasted web address: org/name, …/tree/REV, …/blob/REV/file and …/resolve/REV/file."""
+    segments = [unquote(segment) for segment in path.rstrip("/").split("/")]
+    name, rest = segments[:2], segments[2:]
+    _check_name(*name)
+    view, *tail = rest or [""]
+    if view not in ("", "tree", "blob", "raw", "resolve"):
+        raise UsageError(f"{show(view)} is not a page of a model on {HUGGING_FACE}", hint=_HINT)
+    pin, file = _revision_and_file(tail)
+    quantization = re.search(r"show_file_info=([^&]+)", query)  # what the page of a GGUF file adds
+    if quantization and not file:
+        file = unquote(quantization[1])
+    return Reference("hf", HUGGING_FACE, "/".join(name), file or None, None if pin == "main" else pin or None)
+
+
+def _revision_and_file(tail: list[str]) -> tuple[str, str]:
+    if tail[:1] == ["refs"]:  # refs/pr/1, refs/convert/parquet
+        return "/".join(tail[:3]), "/".join(tail[3:])
+    return "".join(tail[:1]), "/".join(tail[1:])
+
+
+def _parse_ollama(text: str) -> Reference:
+    first, slash, rest = text.partition("/")
+    if slash and HOST_ALIASES.get(first.lower(), first.lower()) == OLLAMA:
+        text = rest
+    path, version, pin = _split(text)
+    segments = path.split("/")
+    if len(segments) == 3 and version is None:
+        version = canonical_version(segments.pop())
+    if len(segments) == 1:
+        segments.insert(0, "library")
+    if len(segments) != 2:
+        raise UsageError(f"{show(text)} is not a model of the Ollama registry", hint="write ollama://[user/]name[:tag]")
+    _check_name(*segments)
+    _check_pin(pin)
+    return Reference("ollama", OLLAMA, "/".join(segments), version, pin)
+
+
+def _parse_oci(text: str) -> Reference:
+    first, slash, rest = text.partition("/")
+    if not slash or not _looks_like_host(first):
+        raise UsageError(f"{show(text)} names no registry", hint="write oci://host/path:tag")
+    path, version, pin = _split(rest)
+    host = HOST_ALIASES.get(first.lower(), first.lower())
+    segments = path.split("/")
+    if host == DOCKER and len(segments) == 1:
+        segments.insert(0, "library")
+    _check_name(*segments)
+    _check_pin(pin)
+    return Reference("oci", host, "/".join(segments), version, pin)
+
+
+def _check_pin(pin: str | None) -> None:
+    if pin is not None and not _DIGEST.fullmatch(pin):
+        raise UsageError(f"{show(pin)} is not a digest", hint="a registry is pinned by @sha256: and 64 hex digits")
+
+
+def _parse_url(scheme: Literal["https", "http"], rest: str) -> Reference:
+    rest = rest.partition("#")[0]
+    address, _, query = rest.partition("?")
+    authority, _, path = address.partition("/")
+    if "@" in authority:
+        raise UsageError("the address holds a user name or password", hint="leave it out of the address")
+    host = HOST_ALIASES.get(authority.lower(), authority.lower())
+    if host == HUGGING_FACE:
+        return _parse_hugging_face_page(path, query)
+    if host == OLLAMA:
+        return _parse_ollama(path)
+    path = unquote(path)
+    if not _is_weights_name(path):
+        raise UsageError(
+            f"{show(f'{scheme}://{address}')} is not the address of a GGUF file",
+            hint="the address of a file ends in .gguf; a registry is written as oci://host/path:tag",
+        )
+    return Reference(scheme, host, path, query=query)
+
+
+def _parse_file(rest: str) -> Reference:
+    host, _, path = rest.partition("/")
+    if host not in ("", "localhost"):
+        raise UsageError(f"file://{show(host)} is another machine", hint="write file:///absolute/path")
+    return Reference("file", "", "/" + unquote(path).rstrip("/"))
+
+
+_PARSERS = {
+    "hf": _parse_hugging_face,
+    "oci": _parse_oci,
+    "ollama": _parse_ollama,
+    "https": lambda rest: _parse_url("https", rest),
+    "http": lambda rest: _parse_url("http", rest),
+    "file": _parse_file,
+}
+
+
+def _to_folder(part: str) -> str:
+    """A file name for one part of a reference; `unquote` is its inverse."""
+    name = quote(part, safe=_PLAIN)
+    if name.startswith(".") or _RESERVED.fullmatch(name):
+        name = f"%{ord(name[0]):02X}{name[1:]}"
+    return f"{name[:-1]}%{ord(name[-1]):02X}" if name.endswith((".", " ")) else name
