@@ -1,0 +1,471 @@
+"""The cache on disk: tree, contents, locks, commit, remove. Knows no network and no terminal.
+
+    models/<host>/<path…>/<version>/   plain files and .metadata
+    blobs/sha256/<64 hex>              each content once; the files of a version are hard links to these
+    incoming/                          partial downloads, and versions being put together or taken apart
+    locks/                             save bandwidth; correctness never depends on them
+
+A version appears by one rename of a finished, synced folder and disappears by one rename out of the tree.
+"""
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import stat
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, Any
+
+from mdl.errors import Busy, DiskError, MdlError
+from mdl.model import METADATA_NAME, File, Model, from_document, to_document
+from mdl.reference import UNKNOWN_VERSION, Reference, show
+
+WEIGHTS_SUFFIXES = (".gguf", ".safetensors")
+DEEPEST = 16  # folders below models/ that are looked at
+LEFTOVER_AGE = 3600.0  # seconds after which what a killed process was putting together is swept away
+INDEX_SCHEMA = 1
+COMMIT_TRIES = 8
+
+Describe = Callable[[Path], Model]  # what a folder without .metadata holds
+
+
+class Store:
+    """The models below one folder."""
+
+    def __init__(self, root: Path, describe: Describe) -> None:
+        self.root = root
+        self.tree = root / "models"
+        self.blobs = root / "blobs" / "sha256"
+        self.incoming = root / "incoming"
+        self.locks = root / "locks"
+        self._describe = describe
+
+    # Reading
+
+    def find(self, reference: Reference) -> Model | None:
+        """The version of exactly this name, or None. Reads one folder, however many there are."""
+        if reference.version == UNKNOWN_VERSION:
+            reference = reference.model
+        folder = self.folder(reference)
+        return self._read(folder) if _is_version(folder) else None
+
+    def versions(self, reference: Reference) -> list[Model]:
+        """What is here of a model, the newest first: the order in which versions were made known here."""
+        folder = self.folder(reference.model)
+        found = [folder] if _is_version(folder) else []
+        found += [child for child in _subfolders(folder) if _is_version(child)]
+        return sorted((self._read(version) for version in found), key=_age)
+
+    def models(self) -> list[Model]:
+        """Everything that is here, in the order of the tree. A damaged version has a `problem`."""
+        index = self._load_index()
+        fresh: dict[str, list[Any]] = {}
+        models = [self._read_indexed(folder, mark, index, fresh) for folder, mark in _walk(self.tree, DEEPEST)]
+        if fresh.keys() != index.keys() or any(fresh[key] is not index[key] for key in fresh):
+            self._save_index(fresh)
+        return models
+
+    def names(self) -> Iterator[tuple[Reference, Path]]:
+        """The references of everything that is here and their folders, without reading any."""
+        for folder, mark in _walk(self.tree, DEEPEST):
+            with contextlib.suppress(MdlError):
+                yield self._reference(folder, versioned=mark == METADATA_NAME), folder
+
+    def folder(self, reference: Reference) -> Path:
+        return self.tree.joinpath(*reference.path_parts())
+
+    def blob(self, sha256: str) -> Path:
+        return self.blobs / sha256
+
+    def has_blob(self, file: File) -> bool:
+        """Whether the content of a file is here: by digest, and by size, which costs nothing to check."""
+        if file.sha256 is None:
+            return False
+        try:
+            status = os.lstat(self.blob(file.sha256))
+        except OSError:
+            return False
+        return stat.S_ISREG(status.st_mode) and file.size in (None, status.st_size)
+
+    # Changing
+
+    def partial(self, key: str) -> Path:
+        """Where the bytes of a content gather until they are whole."""
+        with _disk_errors(self.incoming):
+            self.incoming.mkdir(parents=True, exist_ok=True)
+        return self.incoming / f"{key}.partial"
+
+    def keep(self, partial: Path, sha256: str) -> Path:
+        """Turn a complete, verified, synced file into the blob of its content, by one rename."""
+        blob = self.blob(sha256)
+        with _disk_errors(blob):
+            self.blobs.mkdir(parents=True, exist_ok=True)
+            partial.chmod(0o444)  # an edit in the tree would change every version that shares the content
+            partial.replace(blob)
+            _sync(self.blobs)
+        return blob
+
+    def commit(self, model: Model) -> Model:
+        """Make a version visible, whole or not at all; one of the same name is replaced in the same instant.
+
+        Every file of it must be a blob already. `model.folder` is ignored. Raises FileNotFoundError when a blob
+        has vanished meanwhile: the caller fetches it again.
+        """
+        folder = self.folder(model.reference)
+        staged = self.incoming / f"{secrets.token_hex(8)}.version"
+        with _disk_errors(folder):
+            staged.mkdir(parents=True)
+            try:
+                self._fill(staged, model)
+                self._publish(staged, folder)
+            finally:
+                shutil.rmtree(staged, ignore_errors=True)  # what is left there: the version that was replaced
+        return replace(model, folder=folder)
+
+    def remove(self, model: Model) -> int:
+        """Take a version out of the tree and free what only it used; bytes freed.
+
+        Raises Busy when it is in use.
+        """
+        with self.exclusive(model.folder), _disk_errors(model.folder):
+            self._refuse_outside(model.folder)
+            gone = self.incoming / f"{secrets.token_hex(8)}.removed"
+            self.incoming.mkdir(parents=True, exist_ok=True)
+            if model.folder == self.tree:  # files that lie loose in the tree
+                for file in model.files:
+                    (model.folder / file.name).unlink(missing_ok=True)
+                return model.size
+            model.folder.rename(gone)
+            shutil.rmtree(gone)
+            self._remove_empty(model.folder.parent)
+        return self._free(model.files)
+
+    def sweep(self) -> None:
+        """Remove what killed processes were putting together. Partial downloads stay: they can go on."""
+        with contextlib.suppress(OSError, Busy), self.contents_lock(shared=False):
+            for entry in os.scandir(self.incoming):
+                old = time.time() - entry.stat(follow_symlinks=False).st_mtime > LEFTOVER_AGE
+                if entry.name.endswith((".version", ".removed")) and old:
+                    shutil.rmtree(entry.path, ignore_errors=True)
+
+    # Locks
+
+    @contextlib.contextmanager
+    def lease(self, model: Model) -> Iterator[None]:
+        """Hold a version, so that `rm` and `prune` leave it alone. A read-only cache needs no lease."""
+        with contextlib.ExitStack() as stack:
+            with contextlib.suppress(DiskError):
+                stack.enter_context(self._lock(_lease_name(model.folder), shared=True))
+            yield
+
+    @contextlib.contextmanager
+    def exclusive(self, folder: Path) -> Iterator[None]:
+        try:
+            with self._lock(_lease_name(folder), shared=False):
+                yield
+        except BlockingIOError:
+            raise Busy(f"{folder.name} is in use", hint="end the mdl chat or mdl serve that uses it") from None
+
+    def contents_lock(self, *, shared: bool) -> contextlib.AbstractContextManager[None]:
+        """Shared by those who are about to link to blobs; exclusive for those who remove unused ones."""
+        return self._lock("contents", shared=shared, wait=shared)
+
+    @contextlib.contextmanager
+    def transfer_lock(self, key: str, waiting: Callable[[], None]) -> Iterator[bool]:
+        """The right to fetch a content; whether the lock can be trusted to keep others out.
+
+        Waits while another process fetches it, and calls `waiting` once if so.
+        """
+        name = f"{key}.transfer"
+        try:
+            lock = self._lock(name, shared=False)
+            lock.__enter__()
+        except BlockingIOError:
+            waiting()
+            lock = self._lock(name, shared=False, wait=True)
+            lock.__enter__()
+        try:
+            yield self._excludes(name)
+        finally:
+            lock.__exit__(None, None, None)
+
+    def _excludes(self, name: str) -> bool:
+        """Whether a held lock is seen by others: on some network file systems it is not."""
+        try:
+            with self._lock(name, shared=False):
+                return False
+        except BlockingIOError:
+            return True
+
+    @contextlib.contextmanager
+    def _lock(self, name: str, *, shared: bool, wait: bool = False) -> Iterator[None]:
+        import portalocker
+
+        flags = portalocker.LockFlags.SHARED if shared else portalocker.LockFlags.EXCLUSIVE
+        with self._lock_file(name) as file:
+            try:
+                portalocker.lock(file, flags if wait else flags | portalocker.LockFlags.NON_BLOCKING)
+            except portalocker.AlreadyLocked:
+                raise BlockingIOError(name) from None
+            except portalocker.LockException:  # no locks on this file system
+                pass
+            yield  # closing the file lets go
+
+    def _lock_file(self, name: str) -> IO[bytes]:
+        with _disk_errors(self.locks):
+            self.locks.mkdir(parents=True, exist_ok=True)
+            return (self.locks / name).open("ab")
+
+    # Inside
+
+    def _fill(self, staged: Path, model: Model) -> None:
+        for file in model.files:
+            if file.sha256 is None:
+                raise ValueError(f"{file.name} has no digest yet")
+            link(self.blob(file.sha256), staged / file.name)
+        write_metadata(staged, model)
+        for folder, _, _ in os.walk(staged, topdown=False):
+            _sync(Path(folder))
+
+    def _publish(self, staged: Path, folder: Path) -> None:
+        for _ in range(COMMIT_TRIES):
+            self._refuse_outside(folder)
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                exchange(staged, folder)
+            except FileNotFoundError:  # a remover took the empty parent away
+                continue
+            _sync(folder.parent)
+            return
+        raise DiskError(f"{folder} cannot be created", hint="try again")
+
+    def _refuse_outside(self, folder: Path) -> None:
+        """Nothing is created or removed through a link that somebody planted in the tree."""
+        for parent in (folder, *folder.parents):
+            if parent == self.tree:
+                return
+            if parent.is_symlink():
+                raise DiskError(f"{parent} is a link", hint="mdl changes nothing behind links in its tree")
+        raise DiskError(f"{folder} is not in the cache")
+
+    def _remove_empty(self, folder: Path) -> None:
+        with contextlib.suppress(OSError):
+            while folder != self.tree:
+                folder.rmdir()
+                folder = folder.parent
+
+    def _free(self, files: tuple[File, ...]) -> int:
+        """Remove the blobs that nothing links to any more, unless somebody is about to; bytes freed."""
+        freed = 0
+        with contextlib.suppress(BlockingIOError), self.contents_lock(shared=False):
+            for blob in {self.blob(file.sha256) for file in files if file.sha256}:
+                with contextlib.suppress(OSError):
+                    status = os.lstat(blob)
+                    if status.st_nlink == 1:
+                        blob.unlink()
+                        freed += status.st_size
+        return freed
+
+    def _read(self, folder: Path) -> Model:
+        import tomllib
+
+        if not (folder / METADATA_NAME).exists():
+            return self._by_hand(folder)
+        reference = self._reference(folder, versioned=True)
+        try:
+            model = from_document(tomllib.loads((folder / METADATA_NAME).read_text()), folder)
+        except (MdlError, OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            return Model(reference, folder, (), problem=f"its .metadata is unreadable: {show(str(error), 200)}")
+        return replace(model, reference=self._placed(model.reference, folder, reference))
+
+    def _by_hand(self, folder: Path) -> Model:
+        reference = self._reference(folder, versioned=False)
+        return replace(self._describe(folder), reference=reference, folder=folder)
+
+    def _reference(self, folder: Path, *, versioned: bool) -> Reference:
+        parts = folder.relative_to(self.tree).parts
+        if not parts:
+            return Reference("short", "", "models")
+        return Reference.from_path_parts(parts, versioned=versioned and len(parts) > 1)
+
+    def _placed(self, recorded: Reference, folder: Path, placed: Reference) -> Reference:
+        """A folder that was moved is called by its new place; else the record tells more than the place."""
+        return recorded if self.folder(recorded) == folder else placed
+
+    def _read_indexed(
+        self, folder: Path, mark: str, index: dict[str, list[Any]], fresh: dict[str, list[Any]]
+    ) -> Model:
+        key = str(folder.relative_to(self.tree))
+        try:
+            status = (folder / mark).stat()
+            entry = index.get(key)
+            if entry and entry[:3] == [mark, status.st_mtime_ns, status.st_size]:
+                fresh[key] = entry
+                return from_document(entry[3], folder)
+            model = self._read(folder)
+        except (OSError, MdlError) as error:
+            return Model(Reference("short", "", "unreadable"), folder, (), problem=show(str(error), 200))
+        if not model.problem:
+            document = to_document(model)
+            document["created"] = model.modified.isoformat()
+            fresh[key] = [mark, status.st_mtime_ns, status.st_size, document]
+        return model
+
+    def _load_index(self) -> dict[str, list[Any]]:
+        """What `models` read last time: 10,000 files of TOML take seconds, one of JSON does not."""
+        try:
+            content = json.loads((self.root / "index.json").read_bytes())
+            entries = content["entries"] if content["schema"] == INDEX_SCHEMA else {}
+            return entries if isinstance(entries, dict) else {}
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            return {}
+
+    def _save_index(self, entries: dict[str, list[Any]]) -> None:
+        beside = self.root / f"index.{secrets.token_hex(4)}.tmp"
+        with contextlib.suppress(OSError):  # a read-only cache is slower, not broken
+            beside.write_text(json.dumps({"schema": INDEX_SCHEMA, "entries": entries}))
+            beside.replace(self.root / "index.json")
+
+
+def link(source: Path, target: Path) -> None:
+    """Give a content a second name; a copy where the file system has no hard links."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except FileNotFoundError:
+        raise
+    except OSError:  # FAT, some network file systems, too many links
+        copy(source, target)
+
+
+def copy(source: Path, target: Path) -> None:
+    """Copy a file so that it is on disk afterwards."""
+    with source.open("rb") as reader, target.open("xb") as writer:
+        shutil.copyfileobj(reader, writer, 1 << 20)
+        writer.flush()
+        os.fsync(writer.fileno())
+
+
+def write_metadata(folder: Path, model: Model) -> None:
+    import tomli_w
+
+    text = tomli_w.dumps(to_document(model))
+    with (folder / METADATA_NAME).open("x", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def exchange(staged: Path, folder: Path) -> None:
+    """Rename `staged` to `folder` in one step; what was there is at `staged` afterwards."""
+    try:
+        staged.rename(folder)
+    except FileNotFoundError:
+        raise
+    except OSError:
+        if not folder.exists():
+            raise
+        if not _swap(staged, folder):
+            # Without an atomic exchange (Windows, old kernels) there is an instant without the version; a process
+            # killed in it leaves the old one in incoming/.
+            aside = staged.with_suffix(".removed")
+            folder.rename(aside)
+            staged.rename(folder)
+            shutil.rmtree(aside, ignore_errors=True)
+
+
+def _swap(one: Path, other: Path) -> bool:
+    """Exchange two names atomically, where the system can: renameat2 of Linux, renamex_np of macOS."""
+    import ctypes
+
+    libc = ctypes.CDLL(None, use_errno=True) if os.name == "posix" else None
+    first, second = os.fsencode(one), os.fsencode(other)
+    if hasattr(libc, "renameat2"):
+        at_cwd, exchange_flag = -100, 2
+        return bool(libc.renameat2(at_cwd, first, at_cwd, second, exchange_flag) == 0)
+    if hasattr(libc, "renamex_np"):
+        swap_flag = 2
+        return bool(libc.renamex_np(first, second, swap_flag) == 0)
+    return False
+
+
+def _walk(folder: Path, depth: int) -> Iterator[tuple[Path, str]]:
+    """Folders that hold a version, each with the file that tells so."""
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError:
+        return
+    mark = _mark(entry.name for entry in entries)
+    if mark:
+        yield folder, mark
+    if depth and mark != METADATA_NAME:
+        for entry in entries:
+            if not entry.name.startswith(".") and entry.is_dir():
+                yield from _walk(folder / entry.name, depth - 1)
+
+
+def _mark(names: Iterator[str]) -> str:
+    weights = ""
+    for name in names:
+        if name == METADATA_NAME:
+            return name
+        if name.endswith(WEIGHTS_SUFFIXES) and not weights:
+            weights = name
+    return weights
+
+
+def _is_version(folder: Path) -> bool:
+    try:
+        return bool(_mark(entry.name for entry in os.scandir(folder)))
+    except OSError:
+        return False
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    try:
+        return [Path(entry.path) for entry in os.scandir(folder) if entry.is_dir()]
+    except OSError:
+        return []
+
+
+def _age(model: Model) -> tuple[float, str]:
+    return -model.modified.timestamp(), model.version
+
+
+def _lease_name(folder: Path) -> str:
+    import hashlib
+
+    return hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:32] + ".lease"
+
+
+def _sync(folder: Path) -> None:
+    if os.name != "posix":  # Windows cannot open folders; NTFS journals its names
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _disk_errors(path: Path) -> Iterator[None]:
+    """What the disk refuses, in a person's words. A missing file is the caller's business."""
+    try:
+        yield
+    except (FileNotFoundError, BlockingIOError):
+        raise
+    except OSError as error:
+        raise DiskError(
+            f"{error.strerror or error}: {error.filename or path}",
+            hint="free some space or check the permissions; MDL_HOME names another folder for the cache",
+        ) from None
+
+
+def now() -> datetime:
+    return datetime.now(UTC).replace(microsecond=0)
