@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mdl.errors import IntegrityError
-from mdl.reference import UNKNOWN_VERSION, Reference, show
+from mdl.reference import ONE_VERSION, ONLY, UNKNOWN_VERSION, Reference, show
 
 SCHEMA = 1
 METADATA_NAME = ".metadata"
@@ -89,11 +89,12 @@ class Model:
     modified: datetime = field(default_factory=lambda: datetime.now(UTC))
     partial: bool = False
     problem: str = ""  # why it cannot be used, if so
+    place: Path | None = None  # what was named, where that is not the folder
 
     @property
     def version(self) -> str:
         if self.reference.version is None:
-            return UNKNOWN_VERSION
+            return ONLY if self.source and self.reference.scheme in ONE_VERSION else UNKNOWN_VERSION
         pin = f"@{self.reference.pin}" if self.reference.pin else ""
         return self.reference.version + pin
 

@@ -39,13 +39,17 @@ PREFIXES: dict[str, Scheme] = {
     "http": "http",
     "file": "file",
 }
+ONE_VERSION = ("https", "http", "file")  # an address has no versions: what lies there is the latest
+ONLY = "latest"
 LONGEST = 2048  # characters of a whole reference
 LONGEST_SEGMENT = 255  # bytes of a file name, on every file system that matters
 QUANTIZATION = re.compile(
     r"(UD-)?(I?Q\d+(_\d+)*(_[KSMLX0]+)*(_(XXS|XS|S|M|NL|L|XL|XXL))?|TQ\d_\d|MXFP4(_MOE)?|NVFP4|B?F(16|32)|F64)",
     re.IGNORECASE,
 )
-_HOST = re.compile(r"(?=.{1,253}(:|$))[a-z0-9]([a-z0-9_-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9_-]*[a-z0-9])?)*(:\d{1,5})?")
+_HOST = re.compile(
+    r"(?=.{1,253}(:|$))[a-z0-9]([a-z0-9_-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9_-]*[a-z0-9])?)*(:\d{1,5})?"
+)
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]*")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 # Characters that every file system takes as they are. "@" stands between version and pin, "%" escapes.
@@ -58,9 +62,9 @@ _INVISIBLE = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}  # controls, BiDi marks,
 class Reference:
     """One name of one model, in canonical form.
 
-    `path` has no leading slash, except for files, where it is the absolute path. `version` is None until it is
-    known. `query` belongs to a URL's access and not to the name: it may hold a signature, so it is not printed,
-    stored or compared.
+    `path` has no leading slash, except for files, where it is the absolute path. `version` is None until it
+    is known. `query` belongs to a URL's access and not to the name: it may hold a signature, so it is not
+    printed, stored or compared.
     """
 
     scheme: Scheme
@@ -75,9 +79,10 @@ class Reference:
             _refuse_invisible(part)
         if self.host and not _HOST.fullmatch(self.host):
             raise UsageError(f"{show(self.host)} is not a host name", hint=_HINT)
-        segments = self.path.removeprefix("/").split("/")
-        for text in (segments, *(part.split("/") for part in (self.version, self.pin) if part is not None)):
-            _check_segments(text)
+        _check_segments(self.path.removeprefix("/").split("/"), is_file=self.scheme == "file")
+        for part in (self.version, self.pin):
+            if part is not None:
+                _check_segments(part.split("/"))
         for part in self.path_parts():
             if len(part.encode()) > LONGEST_SEGMENT:
                 raise UsageError(f"a part of the name is too long: {show(part)}", hint=_HINT)
@@ -135,8 +140,8 @@ class Reference:
             host = f"oci:{self.host}"  # keeps apart what the scheme alone tells apart
         parts = [host] if host else []
         parts += self.path.strip("/").split("/")
-        if self.version is not None:
-            parts.append(self.version)
+        if self.version is not None or self.scheme in ONE_VERSION:
+            parts.append(self.version or ONLY)
         folders = [_to_folder(part) for part in parts]
         if self.pin is not None and self.version is not None:
             folders[-1] += "@" + _to_folder(self.pin)
@@ -150,15 +155,22 @@ class Reference:
         if versioned:
             folder, _, pinned = names.pop().partition("@")
             version, pin = unquote(folder), unquote(pinned) or None
+        if not names:
+            raise UsageError("a model lies in a folder of its own, with its name")
         host, *path = (unquote(name) for name in names)
         if not path:
             return cls("short", "", host, version, pin)
         if host == "file":
-            return cls("file", "", "/" + "/".join(path), version, pin)
-        for scheme in _MARKED:
-            if host.startswith(f"{scheme}:"):
-                return cls(scheme, host.removeprefix(f"{scheme}:"), "/".join(path), version, pin)
-        return cls(_scheme_of(host, path), host, "/".join(path), version, pin)
+            return cls("file", "", "/" + "/".join(path))
+        for marked in _MARKED:
+            if host.startswith(f"{marked}:"):
+                scheme, host = marked, host.removeprefix(f"{marked}:")
+                break
+        else:
+            scheme = _scheme_of(host, path)
+        if scheme in ONE_VERSION:
+            version = pin = None
+        return cls(scheme, host, "/".join(path), version, pin)
 
 
 _MARKED: tuple[Scheme, ...] = ("http", "oci")  # schemes that a folder's name spells out where it has to
@@ -167,7 +179,9 @@ _HINT = "write it as host/org/name:version, for instance huggingface.co/Qwen/Qwe
 
 def show(text: str, length: int = 60) -> str:
     """Text from outside, made inert and short enough for one line of a terminal."""
-    inert = "".join(c if unicodedata.category(c) not in _INVISIBLE else f"\\u{ord(c):04x}" for c in text[:length])
+    inert = "".join(
+        c if unicodedata.category(c) not in _INVISIBLE else f"\\u{ord(c):04x}" for c in text[:length]
+    )
     return f"'{inert}…'" if len(text) > length else f"'{inert}'"
 
 
@@ -185,9 +199,10 @@ def _refuse_invisible(text: str) -> None:
         raise UsageError(f"the model's name has a backslash: {show(text)}", hint=_HINT)
 
 
-def _check_segments(segments: list[str]) -> None:
+def _check_segments(segments: list[str], *, is_file: bool = False) -> None:
     for segment in segments:
-        if segment in ("", ".", "..") or segment != segment.strip() or segment.startswith("-"):
+        odd = segment != segment.strip() or segment.startswith("-")  # files of the user's may be called so
+        if segment in ("", ".", "..") or (odd and not is_file):
             raise UsageError(f"the model's name has a part that cannot be one: {show(segment)}", hint=_HINT)
 
 
@@ -247,7 +262,9 @@ def _parse_hugging_face(text: str) -> Reference:
     name, rest = segments[:2], segments[2:]
     _check_name(*name)
     if rest and version is not None:
-        raise UsageError(f"{show(text)} has two versions: {show('/'.join(rest))} and {show(version)}", hint=_HINT)
+        raise UsageError(
+            f"{show(text)} has two versions: {show('/'.join(rest))} and {show(version)}", hint=_HINT
+        )
     if rest:
         version = canonical_version(unquote("/".join(rest)))
     return Reference("hf", HUGGING_FACE, "/".join(name), version, pin)
@@ -285,7 +302,9 @@ def _parse_ollama(text: str) -> Reference:
     if len(segments) == 1:
         segments.insert(0, "library")
     if len(segments) != 2:
-        raise UsageError(f"{show(text)} is not a model of the Ollama registry", hint="write ollama://[user/]name[:tag]")
+        raise UsageError(
+            f"{show(text)} is not a model of the Ollama registry", hint="write ollama://[user/]name[:tag]"
+        )
     _check_name(*segments)
     _check_pin(pin)
     return Reference("ollama", OLLAMA, "/".join(segments), version, pin)
@@ -307,7 +326,9 @@ def _parse_oci(text: str) -> Reference:
 
 def _check_pin(pin: str | None) -> None:
     if pin is not None and not _DIGEST.fullmatch(pin):
-        raise UsageError(f"{show(pin)} is not a digest", hint="a registry is pinned by @sha256: and 64 hex digits")
+        raise UsageError(
+            f"{show(pin)} is not a digest", hint="a registry is pinned by @sha256: and 64 hex digits"
+        )
 
 
 def _parse_url(scheme: Literal["https", "http"], rest: str) -> Reference:

@@ -65,7 +65,9 @@ class Store:
         """Everything that is here, in the order of the tree. A damaged version has a `problem`."""
         index = self._load_index()
         fresh: dict[str, list[Any]] = {}
-        models = [self._read_indexed(folder, mark, index, fresh) for folder, mark in _walk(self.tree, DEEPEST)]
+        models = [
+            self._read_indexed(folder, mark, index, fresh) for folder, mark in _walk(self.tree, DEEPEST)
+        ]
         if fresh.keys() != index.keys() or any(fresh[key] is not index[key] for key in fresh):
             self._save_index(fresh)
         return models
@@ -96,14 +98,14 @@ class Store:
 
     def partial(self, key: str) -> Path:
         """Where the bytes of a content gather until they are whole."""
-        with _disk_errors(self.incoming):
+        with disk_errors(self.incoming):
             self.incoming.mkdir(parents=True, exist_ok=True)
         return self.incoming / f"{key}.partial"
 
     def keep(self, partial: Path, sha256: str) -> Path:
         """Turn a complete, verified, synced file into the blob of its content, by one rename."""
         blob = self.blob(sha256)
-        with _disk_errors(blob):
+        with disk_errors(blob):
             self.blobs.mkdir(parents=True, exist_ok=True)
             partial.chmod(0o444)  # an edit in the tree would change every version that shares the content
             partial.replace(blob)
@@ -111,35 +113,31 @@ class Store:
         return blob
 
     def commit(self, model: Model) -> Model:
-        """Make a version visible, whole or not at all; one of the same name is replaced in the same instant.
+        """Make a version visible, whole or not at all; one of the same name is replaced in one step.
 
-        Every file of it must be a blob already. `model.folder` is ignored. Raises FileNotFoundError when a blob
-        has vanished meanwhile: the caller fetches it again.
+        Every file of it must be a blob already. `model.folder` is ignored. Raises FileNotFoundError when a
+        blob has vanished meanwhile: the caller fetches it again.
         """
         folder = self.folder(model.reference)
         staged = self.incoming / f"{secrets.token_hex(8)}.version"
-        with _disk_errors(folder):
+        with disk_errors(folder):
             staged.mkdir(parents=True)
             try:
                 self._fill(staged, model)
                 self._publish(staged, folder)
             finally:
                 shutil.rmtree(staged, ignore_errors=True)  # what is left there: the version that was replaced
-        return replace(model, folder=folder)
+        return self._read(folder)
 
     def remove(self, model: Model) -> int:
         """Take a version out of the tree and free what only it used; bytes freed.
 
         Raises Busy when it is in use.
         """
-        with self.exclusive(model.folder), _disk_errors(model.folder):
+        with self.exclusive(model.folder), disk_errors(model.folder):
             self._refuse_outside(model.folder)
             gone = self.incoming / f"{secrets.token_hex(8)}.removed"
             self.incoming.mkdir(parents=True, exist_ok=True)
-            if model.folder == self.tree:  # files that lie loose in the tree
-                for file in model.files:
-                    (model.folder / file.name).unlink(missing_ok=True)
-                return model.size
             model.folder.rename(gone)
             shutil.rmtree(gone)
             self._remove_empty(model.folder.parent)
@@ -169,7 +167,9 @@ class Store:
             with self._lock(_lease_name(folder), shared=False):
                 yield
         except BlockingIOError:
-            raise Busy(f"{folder.name} is in use", hint="end the mdl chat or mdl serve that uses it") from None
+            raise Busy(
+                f"{folder.name} is in use", hint="end the mdl chat or mdl serve that uses it"
+            ) from None
 
     def contents_lock(self, *, shared: bool) -> contextlib.AbstractContextManager[None]:
         """Shared by those who are about to link to blobs; exclusive for those who remove unused ones."""
@@ -217,7 +217,7 @@ class Store:
             yield  # closing the file lets go
 
     def _lock_file(self, name: str) -> IO[bytes]:
-        with _disk_errors(self.locks):
+        with disk_errors(self.locks):
             self.locks.mkdir(parents=True, exist_ok=True)
             return (self.locks / name).open("ab")
 
@@ -228,7 +228,7 @@ class Store:
             if file.sha256 is None:
                 raise ValueError(f"{file.name} has no digest yet")
             link(self.blob(file.sha256), staged / file.name)
-        write_metadata(staged, model)
+        write_metadata(staged, replace(model, summary=self._describe(staged).summary))
         for folder, _, _ in os.walk(staged, topdown=False):
             _sync(Path(folder))
 
@@ -280,7 +280,9 @@ class Store:
         try:
             model = from_document(tomllib.loads((folder / METADATA_NAME).read_text()), folder)
         except (MdlError, OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            return Model(reference, folder, (), problem=f"its .metadata is unreadable: {show(str(error), 200)}")
+            return Model(
+                reference, folder, (), problem=f"its .metadata is unreadable: {show(str(error), 200)}"
+            )
         return replace(model, reference=self._placed(model.reference, folder, reference))
 
     def _by_hand(self, folder: Path) -> Model:
@@ -289,8 +291,6 @@ class Store:
 
     def _reference(self, folder: Path, *, versioned: bool) -> Reference:
         parts = folder.relative_to(self.tree).parts
-        if not parts:
-            return Reference("short", "", "models")
         return Reference.from_path_parts(parts, versioned=versioned and len(parts) > 1)
 
     def _placed(self, recorded: Reference, folder: Path, placed: Reference) -> Reference:
@@ -371,8 +371,8 @@ def exchange(staged: Path, folder: Path) -> None:
         if not folder.exists():
             raise
         if not _swap(staged, folder):
-            # Without an atomic exchange (Windows, old kernels) there is an instant without the version; a process
-            # killed in it leaves the old one in incoming/.
+            # Without an atomic exchange (Windows, old kernels) there is an instant without the version; a
+            # process killed in it leaves the old one in incoming/.
             aside = staged.with_suffix(".removed")
             folder.rename(aside)
             staged.rename(folder)
@@ -400,7 +400,7 @@ def _walk(folder: Path, depth: int) -> Iterator[tuple[Path, str]]:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     except OSError:
         return
-    mark = _mark(entry.name for entry in entries)
+    mark = _mark(entry.name for entry in entries) if depth < DEEPEST else ""  # the tree itself is no model
     if mark:
         yield folder, mark
     if depth and mark != METADATA_NAME:
@@ -454,7 +454,7 @@ def _sync(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _disk_errors(path: Path) -> Iterator[None]:
+def disk_errors(path: Path) -> Iterator[None]:
     """What the disk refuses, in a person's words. A missing file is the caller's business."""
     try:
         yield

@@ -1,1 +1,45 @@
+"""Where models come from: one transport for each scheme, imported when it is used. Knows no cache."""
 
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from mdl.errors import UnsupportedModel
+from mdl.model import File, Manifest
+from mdl.reference import Reference
+
+if TYPE_CHECKING:
+    from mdl.config import Settings
+    from mdl.download import Remote
+
+TRANSPORTS = {
+    "hf": "mdl.transports.huggingface:HuggingFace",
+    "https": "mdl.transports.http:Http",
+    "http": "mdl.transports.http:Http",
+    "file": "mdl.transports.file:Disk",
+}
+
+
+class Transport(Protocol):
+    """What a source can do: say what a reference holds, and where the bytes of each file are."""
+
+    def manifest(self, reference: Reference) -> Manifest:
+        """What the source has under this reference: canonical, with sizes and digests, no content.
+
+        Raises NotFound, AuthError, NetworkError, UnsupportedModel.
+        """
+
+    def remote(self, manifest: Manifest, file: File) -> "Remote | Path":
+        """The address of a file's bytes, or a path where they lie on this machine."""
+
+
+def load(reference: Reference, settings: "Settings") -> Transport:
+    """The transport of a reference; raises UnsupportedModel where there is none."""
+    if reference.scheme not in TRANSPORTS:
+        raise UnsupportedModel(
+            f"mdl cannot fetch from {reference.host or reference} yet",
+            hint="Hugging Face, https addresses of GGUF files, and files on disk can be fetched",
+        )
+    module, _, name = TRANSPORTS[reference.scheme].partition(":")
+    transport: Transport = getattr(import_module(module), name)(settings)
+    return transport

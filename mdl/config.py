@@ -1,0 +1,133 @@
+"""What the user has chosen: defaults < config.toml < MDL_* < flags. Nothing else reads the environment."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from mdl.errors import DiskError, UsageError
+
+CONFIG_VERSION = 1
+Pull = Literal["ask", "missing", "never", "always", "newer"]
+_TRUE, _FALSE = {"1", "true", "yes", "on"}, {"", "0", "false", "no", "off"}
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The choices that every command shares. `pull` is what happens when a model is not here (A8):
+    ask in a terminal and fail in a script, missing (fetch it), never, always (look for changes each time),
+    newer (the same, but what is here serves when the source cannot be reached)."""
+
+    home: Path
+    pull: Pull = "ask"
+    offline: bool = False
+    jobs: int = 4  # files at once
+    connections: int = 16  # of one download
+    hf_endpoint: str = "https://huggingface.co"
+    api_key: str = ""  # what mdl serve asks for
+
+
+def load(environment: Mapping[str, str] | None = None) -> Settings:
+    """The settings that are in force before flags. Raises UsageError for values that cannot be."""
+    environment = os.environ if environment is None else environment
+    values = _from_file(config_path(environment))
+    if environment.get("MDL_HOME") or "home" not in values:
+        values["home"] = _folder(environment, "MDL_HOME", "user_cache_path")
+    for name in _names():
+        if text := environment.get(f"MDL_{name.upper()}"):
+            values[name] = _parse(name, text, f"MDL_{name.upper()}")
+    if _flag(environment.get("HF_HUB_OFFLINE", ""), "HF_HUB_OFFLINE"):
+        values.setdefault("offline", True)
+    if endpoint := environment.get("HF_ENDPOINT"):
+        values.setdefault("hf_endpoint", endpoint.rstrip("/"))
+    return Settings(**values)
+
+
+def config_path(environment: Mapping[str, str] | None = None) -> Path:
+    environment = os.environ if environment is None else environment
+    if path := environment.get("MDL_CONFIG"):
+        return Path(path).expanduser()
+    return _folder(environment, "MDL_CONFIG_HOME", "user_config_path") / "config.toml"
+
+
+def data_path() -> Path:
+    """Where chat sessions and their history lie."""
+    return _folder(os.environ, "MDL_DATA_HOME", "user_data_path")
+
+
+def with_flags(settings: Settings, pull: str | None, offline: bool) -> Settings:
+    """Flags go before everything else; `--offline` is `--pull never`, for the network too."""
+    if pull is not None:
+        settings = replace(settings, pull=_parse("pull", pull, "--pull"))
+    return replace(settings, offline=True) if offline else settings
+
+
+def _names() -> list[str]:
+    return [field.name for field in fields(Settings) if field.name != "home"]
+
+
+def _folder(environment: Mapping[str, str], variable: str, kind: str) -> Path:
+    if path := environment.get(variable):
+        return Path(path).expanduser().absolute()
+    import platformdirs
+
+    try:
+        folder: Path = getattr(platformdirs, kind)("mdl", appauthor=False)
+    except RuntimeError as error:  # no home at all
+        raise DiskError(f"there is no home folder ({error})", hint=f"set {variable}") from None
+    if not folder.is_absolute():
+        raise DiskError("there is no home folder", hint=f"set {variable}")
+    return folder
+
+
+def _from_file(path: Path) -> dict[str, Any]:
+    import tomllib
+
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise DiskError(f"{path} cannot be read: {error.strerror}", hint="check its permissions") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not valid TOML: {error}", hint="mend it, or move it away") from None
+    version = document.pop("version", CONFIG_VERSION)
+    if version != CONFIG_VERSION:
+        raise UsageError(
+            f"{path} has version {version!r}, this mdl knows {CONFIG_VERSION}", hint="update mdl"
+        )
+    return {name: _parse(name, value, f"{name} in {path}") for name, value in document.items()}
+
+
+def _parse(name: str, value: Any, where: str) -> Any:
+    """A value of a setting from text or TOML, checked."""
+    if name == "pull":
+        if value not in get_args(Pull):
+            raise UsageError(f"{where} cannot be {value!r}", hint=f"one of {', '.join(get_args(Pull))}")
+        return value
+    if name == "offline":
+        return value if isinstance(value, bool) else _flag(str(value), where)
+    if name in ("jobs", "connections"):
+        return _count(value, where)
+    if name in ("hf_endpoint", "api_key"):
+        return str(value).rstrip("/")
+    if name == "home":
+        return Path(str(value)).expanduser()
+    raise UsageError(f"{where} is not a setting", hint=f"known: {', '.join(['home', *_names()])}")
+
+
+def _flag(text: str, where: str) -> bool:
+    if text.lower() in _TRUE | _FALSE:
+        return text.lower() in _TRUE
+    raise UsageError(f"{where} cannot be {text!r}", hint="write 1 or 0")
+
+
+def _count(value: Any, where: str) -> int:
+    try:
+        number = int(value)
+    except (TypeError, ValueError):
+        number = 0
+    if not 1 <= number <= 64:
+        raise UsageError(f"{where} cannot be {value!r}", hint="a number from 1 to 64")
+    return number

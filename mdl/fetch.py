@@ -1,0 +1,247 @@
+"""From a manifest to files on disk: what is missing, one transfer for all who want it, commit.
+
+Knows no names (`library` resolves them), no source (`transports` read them) and no HTTP (`download` does).
+"""
+
+import contextlib
+import hashlib
+import secrets
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mdl.errors import Busy, DiskError, IntegrityError
+from mdl.model import METADATA_NAME, File, Manifest, Model
+from mdl.reference import show
+from mdl.store import Store, copy, disk_errors, now, write_metadata
+from mdl.transports import Transport
+
+if TYPE_CHECKING:
+    from mdl.download import Downloader, Received
+
+TRIES = 3  # each after somebody removed what had just been fetched
+SPARE = 16 << 20  # bytes that a download leaves free on the disk
+CHUNK = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a download would do. `present` are the names of files whose content is here already."""
+
+    manifest: Manifest
+    present: frozenset[str]
+
+    @property
+    def missing(self) -> list[File]:
+        return [file for file in self.manifest.files if file.name not in self.present]
+
+
+@dataclass(frozen=True, slots=True)
+class Fetcher:
+    """Brings what a manifest promises into a store. `waiting` is told when another process is at it."""
+
+    store: Store
+    transport: Transport
+    downloader: "Downloader"
+    waiting: Callable[[str], None]
+
+    def plan(self, manifest: Manifest) -> Plan:
+        present = {file.name for file in self._settle(manifest) if self.store.has_blob(file)}
+        return Plan(manifest, frozenset(present))
+
+    def fetch(self, manifest: Manifest, *, force: bool = False) -> Model:
+        """The version, in the tree, every byte of it verified. With `force` all of it is fetched anew."""
+        self.store.sweep()
+        for _ in range(TRIES):
+            with contextlib.ExitStack() as locks:
+                trusted = self._lock_all(manifest, locks)
+                files = self._complete(manifest, trusted, force=force)
+                with contextlib.suppress(FileNotFoundError), self.store.contents_lock(shared=True):
+                    return self._commit(manifest, files)
+        raise Busy(f"{manifest.reference} is being removed while it is fetched", hint="try again")
+
+    def fetch_to(self, manifest: Manifest, folder: Path) -> Model:
+        """The version as plain files in a folder of the user's, past the cache. What is right there stays."""
+        work = folder / ".mdl-incoming"
+        with disk_errors(folder):
+            work.mkdir(parents=True, exist_ok=True)
+            wanted = [file for file in self._settle(manifest) if not _is_intact(folder / file.name, file)]
+            cached = [file for file in wanted if self.store.has_blob(file)]
+            missing = [file for file in wanted if file not in cached]
+            received = self._receive(manifest, missing, lambda key: work / f"{key}.partial")
+            for file in cached:
+                _copy_into(folder, file, self.store.blob(file.sha256 or ""), work)
+            for file in missing:
+                _copy_into(folder, file, work / f"{_key(manifest, file)}.partial", work)
+            files = [
+                _with_content(file, received.get(_key(manifest, file))) for file in self._settle(manifest)
+            ]
+            model = _model(manifest, [_digested(file, folder) for file in files], folder)
+            (folder / METADATA_NAME).unlink(missing_ok=True)
+            write_metadata(folder, model)
+            shutil.rmtree(work, ignore_errors=True)
+        return model
+
+    def _lock_all(self, manifest: Manifest, locks: contextlib.ExitStack) -> dict[str, bool]:
+        """Take the lock of each content, in one order for everybody, so that two downloads cannot block each
+        other. Tells by key which of them really keep others out."""
+        names = {_key(manifest, file): file.name for file in manifest.files}
+        return {
+            key: locks.enter_context(
+                self.store.transfer_lock(key, lambda name=names[key]: self.waiting(name))
+            )
+            for key in sorted(names)
+        }
+
+    def _settle(self, manifest: Manifest) -> list[File]:
+        """The files, each with its sha256 where that can be told from the versions that are here."""
+        known: dict[tuple[str, int | None, str | None], str] = {}
+        for version in self.store.versions(manifest.reference):
+            unchanged = bool(manifest.revision.commit) and version.revision == manifest.revision
+            for file in version.files:
+                if file.sha256 and (file.git_id or unchanged):
+                    known[file.name, file.size, file.git_id] = file.sha256
+        return [
+            file if file.sha256 else replace(file, sha256=known.get((file.name, file.size, file.git_id)))
+            for file in manifest.files
+        ]
+
+    def _complete(self, manifest: Manifest, trusted: Mapping[str, bool], *, force: bool) -> list[File]:
+        """The files with their digests, once the contents of all of them are blobs."""
+        settled = self._settle(manifest)
+        missing = [file for file in settled if force or not self.store.has_blob(file)]
+
+        def partial(key: str) -> Path:  # of one's own where locks keep nobody else out of it
+            return self.store.partial(key if trusted[key] else f"{key}.{secrets.token_hex(8)}")
+
+        paths = {_key(manifest, file): partial(_key(manifest, file)) for file in missing}
+        received = self._receive(manifest, missing, paths.__getitem__)
+        for key, content in received.items():
+            self.store.keep(paths[key], content.sha256)
+        return [_with_content(file, received.get(_key(manifest, file))) for file in settled]
+
+    def _receive(
+        self, manifest: Manifest, files: Sequence[File], partial: Callable[[str], Path]
+    ) -> dict[str, "Received"]:
+        """Fetch each content once into its partial file, however many files have it; what came, by key."""
+        from mdl.download import Expected, Job
+
+        wanted = {_key(manifest, file): file for file in files}
+        _check_space(wanted.values(), [partial(key) for key in wanted])
+        received, jobs = {}, {}
+        for key, file in wanted.items():
+            source = self.transport.remote(manifest, file)
+            if isinstance(source, Path):
+                received[key] = _copy_verified(source, file, partial(key))
+            else:
+                expected = Expected(file.size, file.sha256, file.git_id)
+                jobs[key] = Job(file.name, source, expected, partial(key))
+        results = self.downloader.fetch_all(list(jobs.values())) if jobs else []
+        return received | dict(zip(jobs, results, strict=True))
+
+    def _commit(self, manifest: Manifest, files: Sequence[File]) -> Model:
+        model = _model(manifest, files, self.store.folder(manifest.reference))
+        current = self.store.find(manifest.reference)
+        if current and _is_same(current, model):
+            return current
+        return self.store.commit(model)
+
+
+def _key(manifest: Manifest, file: File) -> str:
+    """What a content is called before it is here: by its digest, else by where it comes from."""
+    if file.sha256 and not _promised_elsewhere(manifest, file):
+        return file.sha256
+    if file.git_id:
+        return f"git-{file.git_id}"
+    place = f"{manifest.reference.model} {manifest.revision.commit} {file.name}"
+    return f"url-{hashlib.sha256(place.encode()).hexdigest()[:40]}"
+
+
+def _promised_elsewhere(manifest: Manifest, file: File) -> bool:
+    """Whether the digest was learned from what is here: keys must not depend on that."""
+    return all(promised.sha256 is None for promised in manifest.files if promised.name == file.name)
+
+
+def _model(manifest: Manifest, files: Sequence[File], folder: Path) -> Model:
+    return Model(
+        manifest.reference,
+        folder,
+        tuple(files),
+        revision=manifest.revision,
+        source=manifest.source,
+        modified=now(),
+        partial=manifest.partial,
+    )
+
+
+def _is_same(current: Model, model: Model) -> bool:
+    """Whether a version is here, whole, exactly as it would be put here again."""
+    same = (current.files, current.revision, current.partial) == (model.files, model.revision, model.partial)
+    return same and all((current.folder / file.name).exists() for file in current.files)
+
+
+def _with_content(file: File, received: "Received | None") -> File:
+    return file if received is None else replace(file, size=received.size, sha256=received.sha256)
+
+
+def _check_space(files: Sequence[File], partials: Sequence[Path]) -> None:
+    """Say before the first byte that the disk is too small; what lies in partial files is paid already."""
+    if not partials:
+        return
+    here = sum(path.stat().st_blocks * 512 if path.exists() else 0 for path in partials)
+    needed = sum(file.size or 0 for file in files) - here
+    free = shutil.disk_usage(partials[0].parent).free
+    if needed > 0 and needed + SPARE > free:
+        raise DiskError(
+            f"not enough space in {partials[0].parent}: {needed:,} bytes are needed, {free:,} are free",
+            hint="free some space (mdl rm), or set MDL_HOME to a folder on another disk",
+        )
+
+
+def _digests(path: Path) -> tuple[int, str, str]:
+    """Size, sha256 and git blob id of what is on disk."""
+    size = path.stat().st_size
+    sha256, git_id = hashlib.sha256(), hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            sha256.update(chunk)
+            git_id.update(chunk)
+    return size, sha256.hexdigest(), git_id.hexdigest()
+
+
+def _is_intact(path: Path, file: File) -> bool:
+    if not path.is_file() or path.stat().st_size != file.size:
+        return False
+    _, sha256, git_id = _digests(path)
+    return sha256 == file.sha256 if file.sha256 else git_id == file.git_id
+
+
+def _digested(file: File, folder: Path) -> File:
+    if file.sha256:
+        return file
+    size, sha256, _ = _digests(folder / file.name)
+    return replace(file, size=size, sha256=sha256)
+
+
+def _copy_into(folder: Path, file: File, source: Path, work: Path) -> None:
+    """Copy a content to its place in a user's folder, where it appears whole."""
+    beside = work / f"{secrets.token_hex(8)}.copy"
+    copy(source, beside)
+    target = folder / file.name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    beside.replace(target)
+
+
+def _copy_verified(source: Path, file: File, partial: Path) -> "Received":
+    """Copy a file of this machine into a partial file; what is hashed is what arrived."""
+    from mdl.download import Received
+
+    with disk_errors(partial):
+        partial.unlink(missing_ok=True)
+        copy(source, partial)
+        size, sha256, _ = _digests(partial)
+    if (file.size is not None and size != file.size) or (file.sha256 is not None and sha256 != file.sha256):
+        raise IntegrityError(f"{show(file.name)} changed while it was copied", hint="try again")
+    return Received(size=size, sha256=sha256, transferred=0)
