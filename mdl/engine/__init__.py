@@ -1,1 +1,259 @@
+"""The handle of an engine in the caller's process. Knows no llama.cpp: that is in a worker process.
 
+The worker starts with the handle, so that Python and llama.cpp start while the caller still decides what to load. It
+may die, of a model or of a signal: that costs the requests it had, and the next one starts a new worker.
+"""
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from queue import Empty, SimpleQueue
+from time import monotonic
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from mdl.engine.request import Chat, Delta, EngineFiles, EngineSettings, Loaded
+from mdl.errors import Busy, EngineError, MdlError, UnsupportedModel
+
+if TYPE_CHECKING:
+    from mdl.engine.process import Process
+
+Deliver = Callable[[Delta | MdlError], None]
+
+MOST_DEATHS, WITHIN_SECONDS = 5, 60.0
+
+
+def _at_once(call: Callable[[], None]) -> None:
+    call()
+
+
+class Engine:
+    """A model at work. Its methods may be called from any thread; it ends with `close`, or with the caller's process.
+
+    `post` gets a function to call for each message of the worker, which delivers what is in it: by default at once,
+    on a thread of the engine. A server passes `loop.call_soon_threadsafe` and is woken once for a step, not once for
+    each of its requests.
+    """
+
+    def __init__(self, post: Callable[[Callable[[], None]], object] = _at_once) -> None:
+        self._post = post
+        self._lock = threading.RLock()
+        self._waiting: dict[int, Callable[[Any], None]] = {}
+        self._requests = 0
+        self._rendering = 0
+        self._load: dict[str, Any] | None = None
+        self._loaded: Loaded | None = None
+        self._failure: MdlError | None = None
+        self._settled = threading.Event()
+        self._deaths: deque[float] = deque(maxlen=MOST_DEATHS)
+        self._closed = False
+        self._process: Process | None = self._start()
+
+    @property
+    def pid(self) -> int | None:
+        """Of the worker; None while there is none."""
+        process = self._process
+        return process.pid if process else None
+
+    def load(self, files: EngineFiles, settings: EngineSettings = EngineSettings()) -> None:  # noqa: B008 - frozen
+        """Sends what to load, once, and does not wait. What may fail is told by `ready` and by each request."""
+        from mdl.engine.wire import pack_load
+
+        with self._lock:
+            self._load = pack_load(files, settings)
+            if self._process is None:
+                self._process = self._start()
+            self._process.send({"load": self._load})
+
+    def ready(self, timeout: float | None = None) -> Loaded:
+        """What was loaded, once it is.
+
+        Raises what the load failed with (UnsupportedModel, NotFound, DiskError, UsageError), EngineError when the
+        worker died of it, Busy after `timeout` seconds.
+        """
+        if not self._settled.wait(timeout):
+            raise Busy(
+                f"the model is still being loaded after {timeout:g} seconds", hint="try again in a while"
+            )
+        if self._loaded is None:
+            raise self._failure or EngineError("the engine is closed")
+        return self._loaded
+
+    def submit(self, chat: Chat, deliver: Deliver) -> Callable[[], None]:
+        """Asks for an answer, without waiting. Calls `deliver` with its pieces, the last of which has `finish`, or
+        with an error, after which nothing comes. The function that it returns cancels: nothing is delivered any more.
+
+        Raises what the load failed with, and EngineError for a closed engine or one that keeps dying.
+        """
+        from mdl.engine.wire import pack_chat
+
+        return self._send("chat", pack_chat(chat), deliver)
+
+    def chat(self, chat: Chat) -> Iterator[Delta]:
+        """The answer, piece by piece. Closing the iterator cancels the request. Raises what went wrong."""
+        pieces: SimpleQueue[Delta | MdlError] = SimpleQueue()
+        cancel = self.submit(chat, pieces.put)
+        try:
+            finished = False
+            while not finished:
+                piece = _take(pieces)
+                yield piece
+                finished = piece.finish is not None
+        finally:
+            cancel()
+
+    def count(self, chat: Chat) -> int:
+        """How many tokens the prompt has."""
+        return int(self._ask("count", chat))
+
+    def render(self, chat: Chat) -> str:
+        """The prompt as the model's template writes it."""
+        return str(self._ask("render", chat))
+
+    def close(self) -> None:
+        """Ends the worker, within three seconds at worst. Requests in flight get an EngineError."""
+        with self._lock:
+            self._closed = True
+            process = self._process
+        if process is not None:
+            process.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # Asking
+
+    def _ask(self, what: str, chat: Chat) -> Any:
+        from mdl.engine.wire import pack_chat
+
+        answers: SimpleQueue[Any] = SimpleQueue()
+        self._send(what, pack_chat(chat), answers.put)
+        return _take(answers)
+
+    def _send(self, what: str, chat: dict[str, Any], deliver: Callable[[Any], None]) -> Callable[[], None]:
+        with self._lock:
+            process = self._alive()
+            self._requests += 1
+            request = self._requests
+            self._waiting[request] = deliver
+            process.send({what: chat, "id": request})
+
+        def cancel() -> None:
+            with self._lock:
+                if self._waiting.pop(request, None) and self._process:
+                    self._process.send({"cancel": request})
+
+        return cancel
+
+    def _alive(self) -> "Process":
+        """The worker; a new one in the place of one that died."""
+        if self._closed:
+            raise EngineError("the engine is closed")
+        if self._load is None:
+            raise EngineError("the engine has been given no model")
+        if self._failure is not None and not isinstance(self._failure, EngineError):
+            raise self._failure
+        if self._process is None:
+            self._refuse_to_loop()
+            self._failure = self._loaded = None
+            self._settled.clear()
+            self._process = self._start()
+            self._process.send({"load": self._load})
+        return self._process
+
+    def _refuse_to_loop(self) -> None:
+        if len(self._deaths) == MOST_DEATHS and monotonic() - self._deaths[0] < WITHIN_SECONDS:
+            raise EngineError(
+                f"the engine died {MOST_DEATHS} times within {WITHIN_SECONDS:.0f} seconds and answered nothing",
+                hint="look at the model, or try again in a minute",
+            )
+
+    def _start(self) -> "Process":
+        from mdl.engine.process import Process
+
+        return Process(self._hear, self._end)
+
+    # Hearing: on the reader thread of the worker's process
+
+    def _hear(self, message: dict[str, Any]) -> None:
+        if "deltas" in message:
+            self._hand_over([(request, Delta(*delta), False) for request, *delta in message["deltas"]])
+        elif "done" in message:
+            from mdl.engine.wire import unpack_done
+
+            self._deaths.clear()
+            self._hand_over([(*unpack_done(message["done"]), True)])
+        elif "rendering" in message:
+            self._rendering = message["rendering"]
+        elif "loaded" in message:
+            from mdl.engine.wire import unpack_loaded
+
+            self._loaded = unpack_loaded(message["loaded"])
+            self._settled.set()
+        else:
+            self._hear_the_rest(message)
+
+    def _hear_the_rest(self, message: dict[str, Any]) -> None:
+        from mdl.engine.wire import unpack_error
+
+        if "failed" in message:
+            self._failure = unpack_error(message["failed"])
+        elif "error" in message:
+            self._hand_over([(message["id"], unpack_error(message["error"]), True)])
+        else:
+            self._hand_over([(message["id"], message["result"], True)])
+
+    def _hand_over(self, news: list[tuple[int, Any, bool]]) -> None:
+        """What is posted as one call. Looks up who waits only when that runs, so that a cancelled one hears nothing."""
+
+        def call() -> None:
+            for request, what, final in news:
+                deliver = self._waiting.pop(request, None) if final else self._waiting.get(request)
+                if deliver is not None:
+                    deliver(what)
+
+        try:
+            self._post(call)
+        except Exception as error:  # noqa: BLE001 - whatever the caller's code does, other requests want their answers
+            report = (type(error), error, error.__traceback__, threading.current_thread())
+            threading.excepthook(threading.ExceptHookArgs(report))
+
+    def _end(self, process: "Process", status: int) -> None:
+        with self._lock:
+            self._process = None
+            if self._closed:
+                error: MdlError = EngineError("the engine was closed")
+            elif self._failure is not None:
+                error = self._failure
+            else:
+                error = process.death(status)
+                self._deaths.append(monotonic())
+            if self._loaded is None:
+                self._failure = error
+            waiting = list(self._waiting)
+        self._settled.set()
+        runaway = self._rendering if status == 1 else 0  # so the watchdog of the worker ends it
+        self._hand_over([(request, _RUNAWAY if request == runaway else error, True) for request in waiting])
+
+
+_RUNAWAY = UnsupportedModel(
+    "the chat template of the model took more than three seconds, and was stopped",
+    hint="mdl inspect --template shows it",
+)
+
+
+def _take(pieces: SimpleQueue[Any]) -> Any:
+    """The next one; raised if it is an error. Looks up every second, because on Windows Ctrl-C does not wake it."""
+    while True:
+        try:
+            piece = pieces.get(timeout=1.0)
+        except Empty:
+            continue
+        if isinstance(piece, MdlError):
+            raise piece
+        return piece

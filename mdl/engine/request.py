@@ -2,7 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import isfinite
+from pathlib import Path
 from typing import Any, Literal
+
+from mdl.errors import UsageError
 
 Finish = Literal["stop", "length"]
 
@@ -30,7 +34,14 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How the next token is chosen. `temperature` 0 takes the likeliest; `seed` None draws a new one."""
+    """How the next token is chosen. `temperature` 0 takes the likeliest; `seed` None draws a new one.
+
+    `top_k` 0, `top_p` 1, `min_p` 0, `repeat_penalty` 1 and the other penalties 0 are off. `repeat_penalty` looks at
+    the last 64 tokens of the answer, the other two at all of it. `max_tokens` None: until the context is full.
+    `stop` strings are looked for in the answer (not in the reasoning), and are not part of it.
+
+    Raises UsageError for values that llama.cpp would end the process for, or that mean nothing.
+    """
 
     temperature: float = 0.8
     top_k: int = 40
@@ -42,6 +53,39 @@ class Sampling:
     seed: int | None = None
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, low, high in _RANGES:
+            _check(name, getattr(self, name), low, high)
+        if len(self.stop) > 64 or any(not isinstance(text, str) or not text for text in self.stop):
+            raise UsageError("stop takes at most 64 strings, none of them empty")
+
+
+_RANGES = (
+    ("temperature", 0.0, 100.0),
+    ("top_k", 0, 2**31 - 1),
+    ("top_p", 0.0, 1.0),
+    ("min_p", 0.0, 1.0),
+    ("repeat_penalty", 0.01, 100.0),
+    ("frequency_penalty", -100.0, 100.0),
+    ("presence_penalty", -100.0, 100.0),
+    ("seed", -(2**63), 2**64 - 1),
+    ("max_tokens", 1, 2**31 - 1),
+)
+
+
+def _check(name: str, value: object, low: float, high: float) -> None:
+    if value is None and name in ("seed", "max_tokens"):
+        return
+    kinds = (int, float) if isinstance(low, float) else (int,)
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, kinds)
+        or not isfinite(value)
+        or not low <= value <= high
+    ):
+        what = "a number" if isinstance(low, float) else "a whole number"
+        raise UsageError(f"{name} is {value!r:.40}, and has to be {what} from {low} to {high}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,3 +117,75 @@ class Delta:
     reasoning: str = ""
     finish: Finish | None = None
     usage: Usage | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EngineFiles:
+    """What an engine loads. `model` is the first file of a split one; `adapters` are LoRA files with their scale."""
+
+    model: Path
+    projector: Path | None = None
+    adapters: tuple[tuple[Path, float], ...] = ()
+    template: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """How a model is loaded. None is "as this machine and this model need it".
+
+    `context`: tokens that one request may use, prompt and answer together. None: what the model was trained for, and
+    no more than 16,384 or what a quarter of the memory holds. The requests in flight share one cache, of `context`
+    times `parallel` tokens, within the same bounds.
+    `gpu_layers`: None puts all on the GPU where llama.cpp has one. `threads`: None is one for each physical core, and
+    one alone for tiny models. `parallel`: requests answered at once. `batch`: tokens computed in one step.
+
+    Raises UsageError for values out of range.
+    """
+
+    context: int | None = None
+    gpu_layers: int | None = None
+    threads: int | None = None
+    parallel: int = 4
+    batch: int = 512
+
+    def __post_init__(self) -> None:
+        for name, low, high in _SETTINGS:
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:
+                raise UsageError(f"{name} is {value!r:.40}, and has to be from {low} to {high}")
+        if self.batch < self.parallel:
+            raise UsageError(
+                f"batch is {self.batch}, and has to hold a token for each of {self.parallel} requests"
+            )
+
+
+_SETTINGS = (
+    ("context", 16, 2**26),
+    ("gpu_layers", 0, 10_000),
+    ("threads", 1, 512),
+    ("parallel", 1, 64),
+    ("batch", 1, 8192),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What was loaded. `context` is for one request, `cells` for all of them, `size` in bytes, `seconds` of loading.
+
+    `template` says where the chat template came from: "model", "given" or "default" (ChatML, as the model has none).
+    """
+
+    architecture: str
+    description: str
+    size: int
+    parameters: int
+    layers: int
+    gpu_layers: int
+    devices: tuple[str, ...]
+    vocabulary: int
+    trained_context: int
+    context: int
+    cells: int
+    threads: int
+    template: Literal["model", "given", "default"]
+    seconds: float

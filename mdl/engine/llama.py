@@ -1,0 +1,497 @@
+"""llama.cpp behind a few calls: load, tokenize, run a step, sample. Knows no requests, pipes or templates.
+
+The only module that imports llama_cpp, and only its low-level half: the package's `__init__` also brings numpy,
+diskcache and jinja2, which takes 300 ms instead of 50. What makes llama.cpp end the process (values out of range, a
+sampler that is NULL) is checked before it gets there.
+"""
+
+import ctypes
+import importlib.machinery
+import os
+import re
+import sys
+import types
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from time import perf_counter
+from typing import Any, Protocol
+
+from mdl.engine.request import EngineFiles, EngineSettings, Loaded, Sampling
+from mdl.errors import DiskError, EngineError, NotFound, UnsupportedModel, UsageError
+
+
+def _low_level() -> Any:
+    """`llama_cpp.llama_cpp`, without running `llama_cpp/__init__.py`."""
+    spec = importlib.machinery.PathFinder.find_spec("llama_cpp", sys.path)
+    if spec is None or not spec.submodule_search_locations:
+        raise EngineError("llama-cpp-python is not installed", hint="pip install llama-cpp-python")
+    package = types.ModuleType("llama_cpp")
+    package.__path__ = list(spec.submodule_search_locations)
+    sys.modules["llama_cpp"] = package
+    import llama_cpp.llama_cpp as low_level
+
+    return low_level
+
+
+C = _low_level()
+
+MAX_CELLS = 16_384
+TINY = 50_000_000  # parameters: below this a step is too short for a second thread to pay
+_WARNING, _ERROR, _CONTINUED = 3, 4, 5  # ggml_log_level
+
+
+class Log:
+    """What llama.cpp says: warnings and errors go to stderr, where a death report finds them."""
+
+    def __init__(self) -> None:
+        self.errors: list[str] = []
+        self.offloaded = 0
+        self._level = 0
+        self.callback = C.llama_log_callback(self._hear)  # llama.cpp calls it as long as the process lives
+
+    def _hear(self, level: int, text: bytes, _: Any) -> None:
+        self._level = level if level != _CONTINUED else self._level
+        if match := re.search(rb"offloaded (\d+)/\d+ layers", text):
+            self.offloaded = int(match[1])
+        if self._level >= _WARNING:
+            line = " ".join(text.decode("utf-8", "replace").split())
+            if line and self._level >= _ERROR:
+                self.errors = [*self.errors[-15:], line]
+            os.write(2, line.encode("utf-8", "replace") + b"\n")
+
+    def cause(self) -> str:
+        """The first error, which the later ones only pass on, without the names of functions before it."""
+        return re.sub(r"^(\w+: )+", "", self.errors[0]) if self.errors else "llama.cpp gives no reason"
+
+
+class Step(Protocol):
+    """A `Work` of the scheduler, as far as it matters here."""
+
+    @property
+    def sequence(self) -> Any: ...
+    @property
+    def count(self) -> int: ...
+
+
+class Runner:
+    """A model, its context, and one reused batch. Used from one thread only: llama.cpp ends a process for two."""
+
+    def __init__(self, files: EngineFiles, settings: EngineSettings) -> None:
+        """Raises NotFound, DiskError, UnsupportedModel with llama.cpp's own cause, UsageError for the settings."""
+        started = perf_counter()
+        self.log = Log()
+        C.llama_log_set(self.log.callback, None)
+        C.llama_backend_init()
+        self._model = self._load_model(files.model, settings.gpu_layers)
+        self._vocab = C.llama_model_get_vocab(self._model)
+        refuse_what_does_not_chat(self._model, self._vocab, files.model)
+        parameters = C.llama_model_n_params(self._model)
+        self.threads = settings.threads or (1 if parameters < TINY else physical_cores())
+        self.context, self.cells = self._sizes(settings)
+        self._context = self._new_context(settings)
+        self._memory = C.llama_get_memory(self._context)
+        self._adapters = self._load_adapters(files.adapters)
+        self._pieces: list[bytes | bool | None] = [False] * C.llama_vocab_n_tokens(self._vocab)
+        self._set_up_batch(max(settings.batch, settings.parallel))
+        self._read_vocabulary()
+        self.loaded = self._describe(files, perf_counter() - started)
+
+    # Loading
+
+    def _load_model(self, path: Path, gpu_layers: int | None) -> Any:
+        check_readable(path)
+        params = C.llama_model_default_params()
+        params.n_gpu_layers = -1 if gpu_layers is None else gpu_layers
+        if not C.llama_supports_gpu_offload():
+            params.n_gpu_layers = 0
+        model = C.llama_model_load_from_file(os.fsencode(path), params)
+        if not model:
+            raise UnsupportedModel(f"{path.name} cannot be loaded: {why_not(path) or self.log.cause()}")
+        return model
+
+    def _sizes(self, settings: EngineSettings) -> tuple[int, int]:
+        """Tokens for one request, and for all."""
+        trained = C.llama_model_n_ctx_train(self._model)
+        if settings.context is not None and settings.context > trained > 0:
+            raise UsageError(
+                f"a context of {settings.context:,} tokens is more than the {trained:,} this model was trained for",
+                hint=f"use a context of at most {trained}",
+            )
+        bound = min(MAX_CELLS, max(1024, physical_memory() // 4 // self._cell_size()))
+        context = settings.context or min(trained or 4096, bound)
+        return context, max(context, min(context * settings.parallel, bound))
+
+    def _cell_size(self) -> int:
+        """Bytes that a token takes in the cache, at most."""
+        heads = max(1, C.llama_model_n_head(self._model))
+        width = C.llama_model_n_embd(self._model) * max(1, C.llama_model_n_head_kv(self._model)) // heads
+        return max(1, C.llama_model_n_layer(self._model) * width * 2 * 2)
+
+    def _new_context(self, settings: EngineSettings) -> Any:
+        params = C.llama_context_default_params()
+        params.n_ctx = self.cells
+        params.n_batch = params.n_ubatch = max(settings.batch, settings.parallel)
+        params.n_seq_max = settings.parallel
+        params.kv_unified = True
+        params.n_threads = params.n_threads_batch = self.threads
+        context = C.llama_init_from_model(self._model, params)
+        if not context:
+            raise UnsupportedModel(
+                f"there is no room for a context of {self.cells:,} tokens: {self.log.cause()}",
+                hint="ask for a smaller context or fewer parallel requests",
+            )
+        if not C.llama_get_memory(context) or C.llama_pooling_type(context) > 0:
+            raise UnsupportedModel("this is an embedding model: it writes no answers")
+        return context
+
+    def _load_adapters(self, adapters: tuple[tuple[Path, float], ...]) -> list[Any]:
+        if not adapters:
+            return []
+        loaded = [self._load_adapter(path) for path, _ in adapters]
+        handles = (C.llama_adapter_lora_p_ctypes * len(loaded))(*loaded)
+        scales = (ctypes.c_float * len(loaded))(*(scale for _, scale in adapters))
+        if C.llama_set_adapters_lora(self._context, handles, len(loaded), scales):
+            raise UnsupportedModel(f"the adapters cannot be used together: {self.log.cause()}")
+        return loaded
+
+    def _load_adapter(self, path: Path) -> Any:
+        check_readable(path)
+        header = read_header(path)
+        if header.get("general.type") != "adapter":
+            raise UnsupportedModel(f"{path.name} is not an adapter")
+        base, own = self._meta("general.architecture"), header.get("general.architecture")
+        if base != own:
+            raise UnsupportedModel(f"{path.name} is an adapter for {own} models, and this model is {base}")
+        self.log.errors.clear()
+        adapter = C.llama_adapter_lora_init(self._model, os.fsencode(path))
+        if not adapter:
+            raise UnsupportedModel(f"the adapter {path.name} does not fit this model: {self.log.cause()}")
+        return adapter
+
+    def _set_up_batch(self, size: int) -> None:
+        """Arrays that llama.cpp reads; what never changes is written here, once."""
+        self._tokens = (C.llama_token * size)()
+        self._positions = (C.llama_pos * size)()
+        self._slots = (C.llama_seq_id * size)()
+        self._outputs = (ctypes.c_int8 * size)()
+        self._one = (ctypes.c_int32 * size)(*[1] * size)
+        slot = ctypes.POINTER(C.llama_seq_id)
+        width = ctypes.sizeof(C.llama_seq_id)
+        start = ctypes.addressof(self._slots)
+        self._slot_of = (slot * size)(*(ctypes.cast(start + index * width, slot) for index in range(size)))
+        self._batch = C.llama_batch(
+            0,
+            ctypes.cast(self._tokens, ctypes.POINTER(C.llama_token)),
+            None,
+            ctypes.cast(self._positions, ctypes.POINTER(C.llama_pos)),
+            ctypes.cast(self._one, ctypes.POINTER(ctypes.c_int32)),
+            ctypes.cast(self._slot_of, ctypes.POINTER(slot)),
+            ctypes.cast(self._outputs, ctypes.POINTER(ctypes.c_int8)),
+        )
+
+    def _read_vocabulary(self) -> None:
+        attribute, control = C.llama_vocab_get_attr, C.LLAMA_TOKEN_ATTR_CONTROL | C.LLAMA_TOKEN_ATTR_UNKNOWN
+        vocab = self._vocab
+        ids = [token for token in range(len(self._pieces)) if attribute(vocab, token) & control]
+        self.controls = {self._text(token): token for token in ids}
+        self.named = {
+            f"{name}_token": self._text(token)
+            for name, token in (
+                ("bos", C.llama_vocab_bos(vocab)),
+                ("eos", C.llama_vocab_eos(vocab)),
+                ("pad", C.llama_vocab_pad(vocab)),
+            )
+            if token >= 0
+        }
+        self._bos = C.llama_vocab_bos(vocab) if C.llama_vocab_get_add_bos(vocab) else -1
+        self._adds_space = C.llama_vocab_type(vocab) == C.LLAMA_VOCAB_TYPE_SPM
+
+    def _describe(self, files: EngineFiles, seconds: float) -> Loaded:
+        gpu = C.llama_supports_gpu_offload()
+        return Loaded(
+            architecture=self._meta("general.architecture"),
+            description=_string(C.llama_model_desc, self._model),
+            size=C.llama_model_size(self._model),
+            parameters=C.llama_model_n_params(self._model),
+            layers=C.llama_model_n_layer(self._model),
+            gpu_layers=self.log.offloaded if gpu else 0,
+            devices=devices(),
+            vocabulary=len(self._pieces),
+            trained_context=C.llama_model_n_ctx_train(self._model),
+            context=self.context,
+            cells=self.cells,
+            threads=self.threads,
+            template="given" if files.template is not None else "model" if self.template else "default",
+            seconds=seconds,
+        )
+
+    def _meta(self, key: str) -> str:
+        return _string(C.llama_model_meta_val_str, self._model, key.encode())
+
+    @property
+    def template(self) -> str | None:
+        """The model's own chat template."""
+        template = C.llama_model_chat_template(self._model, None)
+        return template.decode("utf-8", "replace") if template else None
+
+    # Text
+
+    def tokenize(self, pieces: Iterable[str]) -> list[int]:
+        """The tokens of the pieces put together; a control token is one only within a piece.
+
+        Raises UsageError for what is not text.
+        """
+        tokens: list[int] = []
+        for number, piece in enumerate(pieces):
+            tokens += self._tokenize(piece, continued=number > 0)
+        if self._bos >= 0 and tokens[:1] != [self._bos]:
+            tokens.insert(0, self._bos)
+        return tokens
+
+    def _tokenize(self, text: str, continued: bool) -> list[int]:
+        if (
+            continued and self._adds_space
+        ):  # behind a byte that merges with nothing, no space is put before the text
+            guard = self._tokenize("\x01", continued=False)
+            return self._tokenize("\x01" + text, continued=False)[len(guard) :]
+        try:
+            data = text.encode()
+        except UnicodeEncodeError as error:
+            raise UsageError(f"a message holds half of a character ({text[error.start]!a})") from None
+        room = len(data) + 2
+        tokens = (C.llama_token * room)()
+        count = C.llama_tokenize(self._vocab, data, len(data), tokens, room, False, True)
+        if count < 0:
+            raise UsageError("a message cannot be turned into tokens")
+        return tokens[:count]
+
+    def piece(self, token: int) -> bytes | None:
+        """The bytes of a token of an answer; None for those that end it."""
+        piece = self._pieces[token]
+        if piece is False:
+            ends = C.llama_vocab_is_eog(self._vocab, token)
+            piece = self._pieces[token] = None if ends else self._bytes(token, special=False)
+        return piece  # type: ignore[return-value]
+
+    def show(self, tags: Iterable[str]) -> None:
+        """Of the control tokens, which say nothing, those with these texts are shown in answers."""
+        for tag in tags:
+            if tag in self.controls:
+                self._pieces[self.controls[tag]] = tag.encode()
+
+    def _text(self, token: int) -> str:
+        return self._bytes(token, special=True).decode("utf-8", "replace")
+
+    def _bytes(self, token: int, special: bool) -> bytes:
+        size = 64
+        while True:
+            buffer = ctypes.create_string_buffer(size)
+            length = C.llama_token_to_piece(self._vocab, token, buffer, size, 0, special)
+            if length >= 0:
+                return buffer.raw[:length]
+            size = -length
+
+    # Running
+
+    def sampler(self, sampling: Sampling) -> int:
+        """A chain that chooses the next token. To be given back with `free`."""
+        chain = C.llama_sampler_chain_init(C.llama_sampler_chain_default_params())
+        for link in self._links(sampling):
+            if not link:
+                C.llama_sampler_free(chain)
+                raise EngineError("llama.cpp refuses the sampling parameters")
+            C.llama_sampler_chain_add(chain, link)
+        return chain  # type: ignore[no-any-return]
+
+    def _links(self, sampling: Sampling) -> Iterable[Any]:
+        """In llama.cpp's own order: penalties, then what is cut off, then temperature and choice."""
+        vocabulary = len(self._pieces)
+        if sampling.repeat_penalty != 1:
+            yield C.llama_sampler_init_penalties(vocabulary, 64, sampling.repeat_penalty, 0.0, 0.0)
+        if sampling.frequency_penalty or sampling.presence_penalty:
+            frequency, presence = sampling.frequency_penalty, sampling.presence_penalty
+            yield C.llama_sampler_init_penalties(vocabulary, self.context, 1.0, frequency, presence)
+        if sampling.temperature == 0:
+            yield C.llama_sampler_init_greedy()
+            return
+        if sampling.top_k:
+            yield C.llama_sampler_init_top_k(sampling.top_k)
+        if sampling.top_p < 1:
+            yield C.llama_sampler_init_top_p(sampling.top_p, 1)
+        if sampling.min_p > 0:
+            yield C.llama_sampler_init_min_p(sampling.min_p, 1)
+        yield C.llama_sampler_init_temp(sampling.temperature)
+        yield C.llama_sampler_init_dist(seed_of(sampling))
+
+    def free(self, sampler: int) -> None:
+        C.llama_sampler_free(sampler)
+
+    def run(self, steps: Sequence[Step]) -> list[int] | None:
+        """One token for each step that is at the end of what its sequence has. None when the cache has no room.
+
+        Raises EngineError when llama.cpp cannot compute; then the cache is empty.
+        """
+        samplers = self._fill(steps)
+        status = C.llama_decode(self._context, self._batch)
+        if status == 0:
+            sample, context = C.llama_sampler_sample, self._context
+            return [sample(sampler, context, index) for sampler, index in samplers]
+        if status == 1:
+            return None
+        C.llama_memory_clear(self._memory, True)
+        raise EngineError(f"llama.cpp cannot compute this (llama_decode: {status}): {self.log.cause()}")
+
+    def _fill(self, steps: Sequence[Step]) -> list[tuple[int, int]]:
+        """Writes the batch. The samplers, and the places of the batch that they look at."""
+        samplers = []
+        end = 0
+        for sequence, count in steps:  # type: ignore[misc]
+            tokens, computed, slot = sequence.tokens, sequence.computed, sequence.slot
+            if count == 1:
+                self._tokens[end] = tokens[computed]
+                self._positions[end] = computed
+                self._slots[end] = slot
+            else:
+                start = end
+                self._tokens[start : start + count] = tokens[computed : computed + count]
+                self._positions[start : start + count] = range(computed, computed + count)
+                self._slots[start : start + count] = [slot] * count
+                self._outputs[start : start + count] = [0] * count
+                end += count - 1
+            last = computed + count == len(tokens)
+            self._outputs[end] = last
+            if last:
+                samplers.append((sequence.sampler, end))
+            end += 1
+        self._batch.n_tokens = end
+        return samplers
+
+    def forget(self, slot: int) -> None:
+        """Frees the cells of a slot."""
+        C.llama_memory_seq_rm(self._memory, slot, -1, -1)
+
+
+def seed_of(sampling: Sampling) -> int:
+    """32 bits, as llama.cpp takes them; the value that means "any" to llama.cpp is avoided."""
+    seed = int.from_bytes(os.urandom(4)) if sampling.seed is None else sampling.seed
+    return seed % 0xFFFFFFFF
+
+
+def check_readable(path: Path) -> None:
+    """Raises NotFound, DiskError or UnsupportedModel before llama.cpp says it less well."""
+    try:
+        with path.open("rb") as file:
+            magic = file.read(4)
+    except FileNotFoundError:
+        raise NotFound(f"{path} does not exist") from None
+    except OSError as error:
+        raise DiskError(f"{path} cannot be read: {error.strerror}") from None
+    if magic != b"GGUF":
+        raise UnsupportedModel(f"{path.name} is not a GGUF file")
+
+
+def why_not(path: Path) -> str:
+    """For files that are whole and no language model: what they are."""
+    header = read_header(path)
+    if header.get("general.type") == "adapter":
+        return "it is an adapter, which is used together with the model that it was made for"
+    if header.get("general.type") == "mmproj" or header.get("general.architecture") == "clip":
+        return "it is a projector (mmproj), which is used together with its model"
+    return ""
+
+
+def refuse_what_does_not_chat(model: Any, vocab: Any, path: Path) -> None:
+    for refused, what in (
+        (C.llama_vocab_type(vocab) == C.LLAMA_VOCAB_TYPE_NONE, "has no vocabulary"),
+        (C.llama_model_has_encoder(model), "has an encoder, which is not supported yet"),
+        (not C.llama_model_has_decoder(model), "has no decoder: it writes no answers"),
+        (C.llama_model_is_diffusion(model), "is a diffusion model, which is not supported"),
+    ):
+        if refused:
+            raise UnsupportedModel(f"{path.name} {what}")
+
+
+class _GgufParams(ctypes.Structure):  # struct gguf_init_params in ggml's gguf.h
+    _fields_ = (("no_alloc", ctypes.c_bool), ("ctx", ctypes.c_void_p))
+
+
+def read_header(path: Path) -> dict[str, str]:
+    """What the header says about the kind of file; empty where it cannot be read."""
+    try:
+        init, free, find, text = (
+            _function(name, *types)
+            for name, *types in (
+                ("gguf_init_from_file", ctypes.c_void_p, ctypes.c_char_p, _GgufParams),
+                ("gguf_free", None, ctypes.c_void_p),
+                ("gguf_find_key", ctypes.c_int64, ctypes.c_void_p, ctypes.c_char_p),
+                ("gguf_get_val_str", ctypes.c_char_p, ctypes.c_void_p, ctypes.c_int64),
+            )
+        )
+        kind = _function("gguf_get_kv_type", ctypes.c_int, ctypes.c_void_p, ctypes.c_int64)
+    except AttributeError:
+        return {}
+    header = init(os.fsencode(path), _GgufParams(True, None))
+    if not header:
+        return {}
+    try:
+        found = {key: find(header, key.encode()) for key in ("general.type", "general.architecture")}
+        string = 8  # enum gguf_type
+        return {
+            key: text(header, index).decode("utf-8", "replace")
+            for key, index in found.items()
+            if index >= 0 and kind(header, index) == string
+        }
+    finally:
+        free(header)
+
+
+def devices() -> tuple[str, ...]:
+    """The devices that ggml knows, as "CUDA0 (NVIDIA H200)". Empty where its functions cannot be reached."""
+    try:
+        count = _function("ggml_backend_dev_count", ctypes.c_size_t)
+        get = _function("ggml_backend_dev_get", ctypes.c_void_p, ctypes.c_size_t)
+        name = _function("ggml_backend_dev_name", ctypes.c_char_p, ctypes.c_void_p)
+        description = _function("ggml_backend_dev_description", ctypes.c_char_p, ctypes.c_void_p)
+    except AttributeError:
+        return ()
+    handles = [get(index) for index in range(count())]
+    return tuple(f"{_decoded(name(handle))} ({_decoded(description(handle))})" for handle in handles)
+
+
+def _decoded(text: bytes | None) -> str:
+    return (text or b"").decode("utf-8", "replace").strip()
+
+
+def _function(name: str, result: Any, *arguments: Any) -> Any:
+    """A function of ggml that llama_cpp does not declare. On Linux and macOS it is found through libllama, which is
+    linked to ggml; Windows looks in the library alone, and raises AttributeError."""
+    function = C._lib[name]
+    function.restype, function.argtypes = result, arguments
+    return function
+
+
+def _string(call: Any, *arguments: Any) -> str:
+    buffer = ctypes.create_string_buffer(256)
+    length = call(*arguments, buffer, len(buffer))
+    return buffer.value.decode("utf-8", "replace") if length >= 0 else ""
+
+
+def physical_cores() -> int:
+    """Cores that this process may use, those that share hardware counted once. Elsewhere than on Linux: half."""
+    try:
+        allowed = os.sched_getaffinity(0)
+        siblings = {
+            Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").read_text()
+            for cpu in allowed
+        }
+    except (AttributeError, OSError):
+        return max(1, (os.cpu_count() or 2) // 2)
+    return max(1, len(siblings))
+
+
+def physical_memory() -> int:
+    """Bytes; 8 GiB where the system does not say (Windows has no sysconf)."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return 8 * 2**30

@@ -1,0 +1,123 @@
+"""A worker as its parent sees it: started, written to, read, and its end explained. Knows no requests.
+
+Nothing here blocks the caller: one thread writes, one reads messages, one keeps the last lines of stderr.
+"""
+
+import signal
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from queue import SimpleQueue
+from typing import IO, Any
+
+from mdl.engine import wire
+from mdl.errors import EngineError
+
+_START = "import sys; sys.path[:] = sys.argv[1:]; from mdl.engine.worker import main; main()"
+
+# Ctrl-C in a terminal goes to the group in its foreground: the worker is in one of its own.
+_OWN_GROUP: dict[str, Any] = (
+    {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.CREATE_NO_WINDOW}
+    if sys.platform == "win32"
+    else {"process_group": 0}
+)
+
+
+class Process:
+    """`heard` is called with each message and `ended` once, with the exit status, both from the reader thread."""
+
+    def __init__(self, heard: Callable[[wire.Wire], None], ended: Callable[["Process", int], None]) -> None:
+        # -P and -S: the worker finds modules where its parent does, so the current folder and `site` are not asked.
+        self._popen = subprocess.Popen(
+            [sys.executable, "-P", "-S", "-c", _START, *_search_path()],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            **_OWN_GROUP,
+        )
+        self.pid = self._popen.pid
+        self._heard = heard
+        self._ended = ended
+        self._outbox: SimpleQueue[wire.Wire | None] = SimpleQueue()
+        self._last_words: deque[str] = deque(maxlen=40)
+        self._listener = self._thread(self._listen)
+        self._reader = self._thread(self._read)
+        self._thread(self._write)
+
+    def send(self, message: wire.Wire) -> None:
+        """Written soon, in order; dropped when the worker is dead, which `ended` tells."""
+        self._outbox.put(message)
+
+    def close(self, patience: float = 1.0) -> None:
+        """The end of its input ends a worker at once; one that does not see it is terminated, then killed."""
+        self._outbox.put(None)
+        for last_resort in (self._popen.terminate, self._popen.kill, lambda: None):
+            with suppress(subprocess.TimeoutExpired):
+                self._popen.wait(patience)
+                break
+            last_resort()
+        if threading.current_thread() is not self._reader:
+            self._reader.join(patience)
+
+    def death(self, status: int) -> EngineError:
+        """How it ended, in a line, with the last thing that it said."""
+        last = next((words for words in reversed(self._last_words) if words.strip()), "")
+        said = f": {' '.join(last.split())[:300]}" if last else ""
+        return EngineError(f"the engine {_how(status)}{said}", hint="the next request starts a new one")
+
+    def _thread(self, task: Callable[[], None]) -> threading.Thread:
+        thread = threading.Thread(target=task, name=f"mdl-engine-{self.pid}{task.__name__}", daemon=True)
+        thread.start()
+        return thread
+
+    def _write(self) -> None:
+        stdin = _pipe(self._popen.stdin)
+        with suppress(OSError), stdin:
+            while (message := self._outbox.get()) is not None:
+                stdin.write(wire.line(message))
+                stdin.flush()
+
+    def _read(self) -> None:
+        with _pipe(self._popen.stdout) as stdout:
+            try:
+                for line in stdout:
+                    self._heard(wire.parse(line))
+            except EngineError as error:
+                self._last_words.append(error.message)
+        try:
+            status = self._popen.wait(1.0)
+        except subprocess.TimeoutExpired:
+            self._popen.kill()
+            status = self._popen.wait()
+        self._listener.join(1.0)
+        self._outbox.put(None)
+        self._ended(self, status)
+
+    def _listen(self) -> None:
+        with _pipe(self._popen.stderr) as stderr:
+            while line := stderr.readline(4096):
+                self._last_words.append(line.decode("utf-8", "replace"))
+
+
+def _pipe(pipe: IO[bytes] | None) -> IO[bytes]:
+    assert pipe is not None, "opened with PIPE"
+    return pipe
+
+
+def _search_path() -> list[str]:
+    """The parent's, with its own place last, for installations that are found by import hooks."""
+    paths = [str(Path(entry).absolute()) for entry in sys.path]
+    return [*paths, str(Path(__file__).parents[2])]
+
+
+def _how(status: int) -> str:
+    if status >= 0:
+        return f"ended with exit code {status}"
+    try:
+        return f"was ended by {signal.Signals(-status).name}"
+    except ValueError:
+        return f"was ended by signal {-status}"

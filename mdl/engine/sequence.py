@@ -1,0 +1,143 @@
+"""One request in flight: its tokens, and its answer on the way from tokens to text. Knows no llama.cpp.
+
+Bytes become characters when they are whole, reasoning is told from the answer, and what could be the start of a stop
+string waits until it is known.
+"""
+
+import codecs
+from time import perf_counter
+from typing import Any
+
+from mdl.engine.request import Delta, Finish, Sampling, Usage
+from mdl.engine.template import Reasoning
+
+_decoder = codecs.getincrementaldecoder("utf-8")
+
+
+class Stops:
+    """Text up to the first of some strings, which is kept out of it."""
+
+    def __init__(self, strings: tuple[str, ...]) -> None:
+        self.strings = strings
+        self.held = ""
+        self._longest = max(map(len, strings))
+
+    def feed(self, text: str) -> tuple[str, bool]:
+        """What is certain of the text so far, and whether it ended at a stop string."""
+        text = self.held + text
+        ends = [end for end in map(text.find, self.strings) if end >= 0]
+        if ends:
+            self.held = ""
+            return text[: min(ends)], True
+        cut = self._undecided(text)
+        self.held = text[cut:]
+        return text[:cut], False
+
+    def _undecided(self, text: str) -> int:
+        """Where a stop string may have begun."""
+        for start in range(max(0, len(text) - self._longest + 1), len(text)):
+            if any(string.startswith(text[start:]) for string in self.strings):
+                return start
+        return len(text)
+
+
+class Sequence:
+    """Prompt and answer tokens, of which the first `computed` are in the cache of `slot`. `sampler` is the runner's."""
+
+    __slots__ = (
+        "_decode",
+        "_first_token",
+        "_prompt_length",
+        "_reasoning",
+        "_started",
+        "_stops",
+        "_text",
+        "_thought",
+        "computed",
+        "finish",
+        "limit",
+        "request",
+        "sampler",
+        "slot",
+        "tokens",
+    )
+
+    def __init__(
+        self,
+        request: int,
+        prompt: list[int],
+        sampling: Sampling,
+        context: int,
+        reasoning: Reasoning,
+        sampler: Any,
+    ) -> None:
+        room = context - len(prompt)
+        self.request = request
+        self.tokens = prompt
+        self.computed = 0
+        self.slot = -1
+        self.sampler = sampler
+        self.finish: Finish | None = None
+        self.limit = len(prompt) + min(room, sampling.max_tokens or room)
+        self._prompt_length = len(prompt)
+        self._decode = _decoder("replace").decode
+        self._reasoning = reasoning
+        self._stops = Stops(sampling.stop) if sampling.stop else None
+        self._text = self._thought = ""
+        self._started = perf_counter()
+        self._first_token = 0.0
+
+    def accept(self, token: int, piece: bytes | None) -> bool:
+        """The token that was sampled, as bytes, or None if it ends the answer. True when the answer is finished."""
+        if not self._first_token:
+            self._first_token = perf_counter()
+        if piece is None:
+            self.finish = "stop"
+            self._flush()
+            return True
+        self.tokens.append(token)
+        text = self._decode(piece)
+        if text:
+            self._take(text)
+        if self.finish is None and len(self.tokens) >= self.limit:
+            self.finish = "length"
+            self._flush()
+        return self.finish is not None
+
+    def drain(self) -> tuple[str, str]:
+        """Text and reasoning since the last time."""
+        drained = self._text, self._thought
+        self._text = self._thought = ""
+        return drained
+
+    def last(self) -> Delta:
+        """The end of a finished answer: what is left of it, how it ended, what it took."""
+        text, thought = self.drain()
+        return Delta(text, thought, self.finish, self._usage())
+
+    def _take(self, text: str) -> None:
+        if not self._reasoning.over:
+            thought, text = self._reasoning.feed(text)
+            self._thought += thought
+        if self._stops is not None and text:
+            text, ended = self._stops.feed(text)
+            if ended:
+                self.finish = "stop"
+        self._text += text
+
+    def _flush(self) -> None:
+        """What was held back is text after all."""
+        self._take(self._decode(b"", True))
+        thought, text = self._reasoning.end()
+        self._thought += thought
+        self._text += text if self._stops is None else self._stops.feed(text)[0] + self._stops.held
+
+    def _usage(self) -> Usage:
+        now = perf_counter()
+        first = self._first_token or now
+        return Usage(
+            prompt_tokens=self._prompt_length,
+            completion_tokens=len(self.tokens) - self._prompt_length,
+            prompt_seconds=first - self._started,
+            completion_seconds=now - first,
+        )

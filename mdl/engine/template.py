@@ -1,0 +1,297 @@
+"""A model's chat template: messages to a prompt, and the reasoning in what comes back. Knows no tokens.
+
+Templates are rendered as Hugging Face's transformers does it (same environment, filters and names), in jinja2's
+sandbox. That holds against escapes, not against time and memory: whoever calls `render` has to bound those.
+"""
+
+import json
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from mdl.engine.request import Chat, Message, ToolCall
+from mdl.errors import MdlError, UnsupportedModel, UsageError
+
+# For models that bring no template: the form that most of those that were trained to chat understand.
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+# How models mark their reasoning. A form that is not here is a line.
+REASONING_TAGS = (
+    ("<think>", "</think>"),
+    ("[THINK]", "[/THINK]"),
+    ("<|START_THINKING|>", "<|END_THINKING|>"),
+)
+
+MAX_PROMPT = 16_000_000  # characters; the largest contexts hold about five million
+
+_PRIVATE_USE = (*range(0xE000, 0xF900), *range(0xF0000, 0xFFFFE), *range(0x100000, 0x10FFFE))
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A rendered prompt. A control token is one only if it is whole in one of the pieces."""
+
+    pieces: tuple[str, ...]
+
+    @property
+    def text(self) -> str:
+        return "".join(self.pieces)
+
+
+class Template:
+    """`controls` are the texts of the vocabulary's control tokens; `tokens` names some of them (bos_token, …)."""
+
+    def __init__(
+        self, source: str, controls: Collection[str] = (), tokens: Mapping[str, str] | None = None
+    ) -> None:
+        self.source = source
+        self._tokens = dict(tokens or {})
+        tags = {tag for pair in REASONING_TAGS for tag in pair}
+        texts = sorted(
+            (text for text in controls if len(text) > 1 and text not in tags), key=len, reverse=True
+        )
+        self._controls = re.compile("|".join(map(re.escape, texts))) if texts else None
+        self._compiled: Any = None
+
+    def render(self, chat: Chat) -> Prompt:
+        """The prompt up to where the answer begins.
+
+        Control tokens are those that the template writes. The same characters in a message, a tool or a role are
+        text: a mark is put into them that no tokenizer matches across, that survives what templates do to strings,
+        and at which the rendered prompt is cut.
+
+        Raises UsageError for what the template refuses or cannot be encoded, UnsupportedModel for a template that is
+        broken or writes without end.
+        """
+        mark = ""
+        if self._controls is not None:
+            mark = _unused(chat, self.source)
+            chat = _walk(chat, lambda text: self._controls.sub(lambda m: m[0][0] + mark + m[0][1:], text))
+        try:
+            text = self._write(_messages(chat, _parsed), chat)
+        except UnsupportedModel:
+            if not any(message.tool_calls for message in chat.messages):
+                raise
+            # Some templates want the arguments of a call as the text that they are in OpenAI's API.
+            text = self._write(_messages(chat, _as_text), chat)
+        return Prompt(tuple(text.split(mark)) if mark else (text,))
+
+    def _write(self, messages: list[dict[str, Any]], chat: Chat) -> str:
+        variables: dict[str, Any] = {
+            **self._tokens,
+            "messages": messages,
+            "tools": [dict(tool) for tool in chat.tools] or None,
+            "documents": None,
+            "add_generation_prompt": True,
+        }
+        if chat.thinking is not None:
+            variables["enable_thinking"] = chat.thinking
+        try:
+            return _bounded(self._template().generate(**variables))
+        except MdlError:
+            raise
+        except Exception as error:  # noqa: BLE001 - a template is a program, and may raise anything
+            raise UnsupportedModel(f"the chat template fails: {_cause(error)}", hint=_HINT) from None
+
+    def _template(self) -> Any:
+        if self._compiled is None:
+            self._compiled = _compile(self.source)
+        return self._compiled
+
+
+_HINT = "mdl inspect --template shows it"
+
+
+def _compile(source: str) -> Any:
+    from jinja2 import nodes
+    from jinja2.exceptions import TemplateSyntaxError
+    from jinja2.ext import Extension, loopcontrols
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Generation(Extension):
+        """`{% generation %}` marks the assistant's words for training; here it is what it contains."""
+
+        tags = {"generation"}  # noqa: RUF012 - declared so by jinja2
+
+        def parse(self, parser: Any) -> list[nodes.Node]:
+            next(parser.stream)
+            return parser.parse_statements(("name:endgeneration",), drop_needle=True)  # type: ignore[no-any-return]
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
+    )
+    environment.filters["tojson"] = _tojson
+    environment.globals["raise_exception"] = _raise_exception
+    environment.globals["strftime_now"] = _strftime_now
+    try:
+        return environment.from_string(source)
+    except TemplateSyntaxError as error:
+        raise UnsupportedModel(
+            f"the chat template is broken at line {error.lineno}: {error.message}", hint=_HINT
+        ) from None
+
+
+def _tojson(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
+    """Without jinja2's escapes for HTML, which a model has never seen."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, **options)
+
+
+def _raise_exception(message: object) -> NoReturn:
+    raise UsageError(f"the chat template refuses this conversation: {' '.join(str(message).split())}")
+
+
+def _strftime_now(form: str) -> str:
+    from datetime import datetime
+
+    return datetime.now().strftime(form)
+
+
+def _bounded(chunks: Iterator[str]) -> str:
+    written, size = [], 0
+    for chunk in chunks:
+        size += len(chunk)
+        if size > MAX_PROMPT:
+            raise UnsupportedModel(
+                f"the chat template writes more than {MAX_PROMPT:,} characters", hint=_HINT
+            )
+        written.append(chunk)
+    return "".join(written)
+
+
+def _cause(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__
+
+
+def _unused(chat: Chat, source: str) -> str:
+    """A character for private use that nobody uses here."""
+    used = set(source)
+    _walk(chat, lambda text: used.update(text) or text)
+    for code in _PRIVATE_USE:
+        if chr(code) not in used:
+            return chr(code)
+    raise UsageError("the messages use every private character that Unicode has")
+
+
+def _walk(value: Any, change: Callable[[str], str]) -> Any:
+    """The value with each text in it changed."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {_walk(key, change): _walk(item, change) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_walk(item, change) for item in value)
+    if isinstance(value, Chat):
+        return Chat(_walk(value.messages, change), value.sampling, _walk(value.tools, change), value.thinking)
+    if isinstance(value, Message | ToolCall):
+        return type(value)(*(_walk(getattr(value, name), change) for name in value.__slots__))
+    return value
+
+
+def _messages(chat: Chat, arguments: Callable[[str], Any]) -> list[dict[str, Any]]:
+    """In the shape that templates are written for. What a message does not have is not there."""
+    return [_message(message, arguments) for message in chat.messages]
+
+
+def _message(message: Message, arguments: Callable[[str], Any]) -> dict[str, Any]:
+    shape: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.reasoning:
+        shape["reasoning_content"] = message.reasoning
+    if message.tool_calls:
+        shape["tool_calls"] = [
+            {
+                "type": "function",
+                "id": call.id,
+                "function": {"name": call.name, "arguments": arguments(call.arguments)},
+            }
+            for call in message.tool_calls
+        ]
+    if message.tool_call_id:
+        shape["tool_call_id"] = message.tool_call_id
+    if message.name:
+        shape["name"] = message.name
+    return shape
+
+
+def _parsed(arguments: str) -> Any:
+    try:
+        parsed = json.loads(arguments)
+    except (ValueError, RecursionError):
+        return arguments
+    return parsed if isinstance(parsed, dict) else arguments
+
+
+def _as_text(arguments: str) -> str:
+    return arguments
+
+
+class Reasoning:
+    """Tells the reasoning at the beginning of an answer from the answer, and trims the white space around both.
+
+    `prompt` is the rendered prompt: some templates open the reasoning there. `over` is True once all that follows is
+    the answer.
+    """
+
+    def __init__(self, prompt: str = "") -> None:
+        tail = prompt[-64:].rstrip()
+        self.over = False
+        self._close = next((close for open, close in REASONING_TAGS if tail.endswith(open)), "")
+        self._held = ""
+        self._begun = False
+        self._closed = False
+
+    def feed(self, text: str) -> tuple[str, str]:
+        """What is certain of the (reasoning, answer) with this text."""
+        text = self._held + text
+        self._held = ""
+        if self._closed:
+            return "", self._answer(text)
+        if self._close:
+            return self._reason(text)
+        return self._begin(text)
+
+    def end(self) -> tuple[str, str]:
+        """What was held back, now that nothing follows."""
+        held, self._held = self._held, ""
+        self.over = True
+        return (held.rstrip(), "") if self._close else ("", held)
+
+    def _begin(self, text: str) -> tuple[str, str]:
+        start = text.lstrip()
+        for open, close in REASONING_TAGS:
+            if start.startswith(open):
+                self._close = close
+                return self._reason(start[len(open) :])
+            if open.startswith(start):
+                self._held = text
+                return "", ""
+        self.over = True
+        return "", text
+
+    def _reason(self, text: str) -> tuple[str, str]:
+        text = text if self._begun else text.lstrip()
+        thought, tag, rest = text.partition(self._close)
+        if tag:
+            self._closed = True
+            return thought.rstrip(), self._answer(rest)
+        certain = text[: _partial(text, self._close)].rstrip()
+        self._held = text[len(certain) :]
+        self._begun = self._begun or bool(certain)
+        return certain, ""
+
+    def _answer(self, text: str) -> str:
+        text = text.lstrip()
+        self.over = bool(text)
+        return text
+
+
+def _partial(text: str, tag: str) -> int:
+    """Where `tag` may have begun at the end of the text, else the text's length."""
+    for start in range(max(0, len(text) - len(tag) + 1), len(text)):
+        if tag.startswith(text[start:]):
+            return start
+    return len(text)

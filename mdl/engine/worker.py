@@ -1,0 +1,266 @@
+"""The process that holds one model: a loop of schedule -> run -> deliver. Knows nobody but its parent, over pipes.
+
+It ends when its standard input does, by the hand of the thread that reads it, even in the middle of a step.
+"""
+
+import faulthandler
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from queue import SimpleQueue
+from time import perf_counter
+from typing import Any
+
+from mdl.engine import wire
+from mdl.engine.request import Chat, EngineSettings
+from mdl.engine.scheduler import Scheduler
+from mdl.engine.sequence import Sequence
+from mdl.engine.template import CHATML, REASONING_TAGS, Prompt, Reasoning, Template
+from mdl.errors import EngineError, MdlError, UsageError
+
+TEMPLATE_SECONDS = 3.0
+TEMPLATE_MEMORY = 1 << 30
+FLUSH_SECONDS = (
+    0.008  # nobody reads faster; a message for each token would cost a tiny model a tenth of its speed
+)
+
+
+class Pipes:
+    """Lines from the parent, and to it. What libraries print goes to stderr, so that it breaks no message."""
+
+    def __init__(self) -> None:
+        self.inbox: SimpleQueue[wire.Wire] = SimpleQueue()
+        self._out = os.dup(1)
+        os.dup2(2, 1)
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        with os.fdopen(0, "rb", closefd=False) as lines:
+            for line in lines:
+                self.inbox.put(wire.parse(line))
+        os._exit(0)  # the parent has closed the pipe, or is no more
+
+    def send(self, **message: Any) -> None:
+        data = memoryview(wire.line(message))
+        try:
+            while data:
+                data = data[os.write(self._out, data) :]
+        except OSError:
+            os._exit(0)  # nobody is there to read
+
+
+class Worker:
+    """The requests that one model answers."""
+
+    def __init__(self, pipes: Pipes, runner: Any, settings: EngineSettings, template: str | None) -> None:
+        self.pipes = pipes
+        self.runner = runner
+        self.context: int = runner.context
+        self.template = Template(
+            template if template is not None else runner.template or CHATML, runner.controls, runner.named
+        )
+        runner.show(tag for pair in REASONING_TAGS for tag in pair)
+        self.scheduler: Scheduler[Sequence] = Scheduler(settings.parallel, settings.batch, runner.cells)
+        self.sequences: dict[int, Sequence] = {}
+        self.slots = list(range(settings.parallel))
+        self.unsent: dict[int, Sequence] = {}
+        self.flushed = 0.0
+
+    def serve(self) -> None:
+        """For ever: what arrives, then a step."""
+        inbox = self.pipes.inbox
+        while True:
+            while not self.sequences or not inbox.empty():
+                self.handle(inbox.get())
+            self.step()
+
+    # What is asked
+
+    def handle(self, message: wire.Wire) -> None:
+        if "cancel" in message:
+            self.cancel(message["cancel"])
+            return
+        request = message["id"]
+        try:
+            if "chat" in message:
+                self.start(request, wire.unpack_chat(message["chat"]))
+            elif "count" in message:
+                prompt = self.render(request, wire.unpack_chat(message["count"]))
+                self.pipes.send(id=request, result=len(self.runner.tokenize(prompt.pieces)))
+            elif "render" in message:
+                self.pipes.send(
+                    id=request, result=self.render(request, wire.unpack_chat(message["render"])).text
+                )
+        except MdlError as error:
+            self.pipes.send(id=request, error=wire.pack_error(error))
+
+    def start(self, request: int, chat: Chat) -> None:
+        prompt = self.render(request, chat)
+        tokens = self.runner.tokenize(prompt.pieces)
+        if not tokens:
+            raise UsageError("the prompt is empty")
+        if len(tokens) >= self.context:
+            raise UsageError(
+                f"the prompt has {len(tokens):,} tokens, and the context of this model holds {self.context:,} "
+                "with the answer",
+                hint="shorten the conversation, or load the model with a larger context (--ctx)",
+            )
+        sampler = self.runner.sampler(chat.sampling)
+        sequence = Sequence(request, tokens, chat.sampling, self.context, Reasoning(prompt.text), sampler)
+        self.sequences[request] = sequence
+        self.scheduler.add(sequence)
+
+    def render(self, request: int, chat: Chat) -> Prompt:
+        """The prompt. A template without end, in time or memory, ends here: the parent learns of it beforehand."""
+        self.pipes.send(rendering=request)
+        with _bounded_time(), _bounded_memory():
+            return self.template.render(chat)
+
+    def cancel(self, request: int) -> None:
+        if sequence := self.sequences.get(request):
+            self.release(sequence)
+
+    def release(self, sequence: Sequence) -> None:
+        """Gives back what a finished or cancelled request holds."""
+        del self.sequences[sequence.request]
+        self.unsent.pop(sequence.request, None)
+        self.scheduler.remove(sequence)
+        self.runner.free(sequence.sampler)
+        if sequence.slot >= 0:
+            self.vacate(sequence)
+
+    def vacate(self, sequence: Sequence) -> None:
+        self.runner.forget(sequence.slot)
+        self.slots.append(sequence.slot)
+        sequence.slot = -1
+
+    # A step
+
+    def step(self) -> None:
+        for sequence in self.scheduler.make_room():
+            self.vacate(sequence)
+        for sequence in self.scheduler.admit():
+            sequence.slot = self.slots.pop()
+        work = self.scheduler.schedule()
+        if self.unsent and len(work) != sum(step.count for step in work):
+            self.flush()  # a prompt takes long; what is ready should not wait for it
+        try:
+            sampled = self.runner.run(work)
+        except EngineError as error:
+            self.fail(list(self.scheduler.running), error)
+            return
+        if sampled is None:
+            self.give_way()
+        else:
+            self.deliver(work, sampled)
+
+    def give_way(self) -> None:
+        """llama.cpp has no room where the scheduler saw some: the youngest waits, or fails if it is alone."""
+        if len(self.scheduler.running) > 1:
+            self.vacate(self.scheduler.preempt())
+            return
+        self.fail(list(self.scheduler.running), EngineError("the model's cache has no room for this request"))
+
+    def fail(self, sequences: list[Sequence], error: MdlError) -> None:
+        for sequence in sequences:
+            self.release(sequence)
+            self.pipes.send(id=sequence.request, error=wire.pack_error(error))
+
+    def deliver(self, work: list[Any], sampled: list[int]) -> None:
+        tokens = iter(sampled)
+        piece = self.runner.piece
+        for sequence, count in work:
+            sequence.computed += count
+            if sequence.computed < len(sequence.tokens):
+                continue
+            token = next(tokens)
+            if sequence.accept(token, piece(token)):
+                self.finish(sequence)
+            else:
+                self.unsent[sequence.request] = sequence
+        if self.unsent and perf_counter() - self.flushed > FLUSH_SECONDS:
+            self.flush()
+
+    def finish(self, sequence: Sequence) -> None:
+        self.release(sequence)
+        self.pipes.send(done=wire.pack_done(sequence.request, sequence.last()))
+
+    def flush(self) -> None:
+        """One message with what all the answers have become."""
+        deltas = [[request, *sequence.drain()] for request, sequence in self.unsent.items()]
+        self.unsent.clear()
+        self.flushed = perf_counter()
+        if deltas := [delta for delta in deltas if delta[1] or delta[2]]:
+            self.pipes.send(deltas=deltas)
+
+
+@contextmanager
+def _bounded_time() -> Iterator[None]:
+    """Ends the process, exit code 1, when the block takes too long. Not by a signal handler or a thread of Python:
+    9**(9**9) lets neither run."""
+    faulthandler.dump_traceback_later(TEMPLATE_SECONDS, exit=True)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+@contextmanager
+def _bounded_memory() -> Iterator[None]:
+    """What the block may allocate ends with a MemoryError. Not on Windows, which has no such limit, and not on macOS,
+    which does not keep it; there the length of the prompt and the time are what bounds it."""
+    try:
+        import resource
+
+        with open("/proc/self/statm") as facts:
+            size = int(facts.read().split()[0]) * resource.getpagesize()
+    except (ImportError, OSError):
+        yield
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    limit = size + TEMPLATE_MEMORY
+    if hard != resource.RLIM_INFINITY:
+        limit = min(limit, hard)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+def _be_the_first_to_go() -> None:
+    """When memory runs out, Linux should end this process and not its parent."""
+    with suppress(OSError), open("/proc/self/oom_score_adj", "w") as adjustment:
+        adjustment.write("500")
+
+
+def main() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the caller's, who cancels a request
+    os.putenv("GGML_NO_BACKTRACE", "1")  # it would start a debugger
+    pipes = Pipes()
+    _be_the_first_to_go()
+    from mdl.engine.llama import Runner
+
+    threading.Thread(target=_import_template_engine, daemon=True).start()
+    message = pipes.inbox.get()
+    files, settings = wire.unpack_load(message["load"])
+    try:
+        runner = Runner(files, settings)
+    except MdlError as error:
+        pipes.send(failed=wire.pack_error(error))
+        sys.exit(0)
+    pipes.send(loaded=wire.pack_loaded(runner.loaded))
+    Worker(pipes, runner, settings, files.template).serve()
+
+
+def _import_template_engine() -> None:
+    """While the model is loaded, which needs no Python, and before the first request needs it."""
+    import jinja2.ext
+    import jinja2.sandbox  # noqa: F401
+
+
+if __name__ == "__main__":
+    main()
