@@ -1,8 +1,9 @@
 """A file that is not whole yet: which of its bytes are on disk, kept across processes. Knows no network.
 
-The bytes lie in one sparse file, each at its place. Beside it lies a note: one line of JSON (total size, validator
-of the object, boot of the machine), then four bytes for each MiB of the file that say how much of it has been
-written. A write updates its own four bytes, so whatever kills the process costs what was not yet written.
+The bytes lie in one sparse file, each at its place. Beside it lies a note: one line of JSON (total size,
+validator of the object, boot of the machine), then four bytes for each MiB of the file that say how much of
+it has been written. A write updates its own four bytes, so whatever kills the process costs only what was not
+yet written.
 """
 
 import contextlib
@@ -101,8 +102,8 @@ class Partial:
     def resume(cls, path: Path, verifiable: bool) -> "Partial | None":
         """What an earlier process left, or None where there is nothing that can be gone on with.
 
-        Without a digest to verify (`verifiable` is False) it must be of the same object and from this boot of the
-        machine: a power failure may have lost what the note counts.
+        Without a digest to verify (`verifiable` is False) it must have a validator and be from this boot of
+        the machine: a power failure may have lost what the note counts.
         """
         found = _read_note(note_of(path))
         if found is None:
@@ -187,7 +188,7 @@ class Partial:
         return self._frontier * PIECE + self._filled[self._frontier]
 
     def wait_beyond(self, position: int) -> int:
-        """Block until a piece more than `position` is there, or all there will be; how far the prefix goes."""
+        """Block until a piece more than `position` is there, or all there will be; how long the prefix is."""
         with self._changed:
             self._changed.wait_for(lambda: self._ended or self._prefix() >= position + PIECE)
             return self._prefix()
@@ -306,12 +307,12 @@ def size_text(size: int) -> str:
     """Bytes as people read them: 4.1 GB."""
     if size < 1000:
         return f"{size} B"
-    amount, unit = float(size), "B"
-    for unit in ("kB", "MB", "GB", "TB"):
+    amount = float(size)
+    for unit in ("kB", "MB", "GB"):
         amount /= 1000
         if amount < 1000:
-            break
-    return f"{amount:.1f} {unit}"
+            return f"{amount:.1f} {unit}"
+    return f"{amount / 1000:.1f} TB"
 
 
 def _pieces(total: int) -> int:
@@ -319,13 +320,12 @@ def _pieces(total: int) -> int:
 
 
 def _read_note(path: Path) -> tuple[Header, array[int], int] | None:
-    """Header, bytes filled of each piece, and where their four bytes start; None if any of it is not sound."""
+    """Header, bytes filled of each piece, and where those counts start; None if any of it is not sound."""
     try:
-        handle = os.open(path, _OPEN)
-        with open(handle, "rb") as file:
+        with path.open("rb", opener=lambda name, _flags: os.open(name, _OPEN)) as file:
             line = file.readline(_HEADER_LIMIT)
             header = Header.decode(line)
-            if header is None or os.fstat(handle).st_size != len(line) + 4 * _pieces(header.total):
+            if header is None or os.fstat(file.fileno()).st_size != len(line) + 4 * _pieces(header.total):
                 return None
             filled = array("I", file.read())
     except (OSError, ValueError, OverflowError):

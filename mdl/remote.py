@@ -1,0 +1,513 @@
+"""Bytes at an address: one HTTP request with its redirects, secrets, limits and failures. Knows no files.
+
+Redirects are followed here and not by urllib3, because what may go along with them is our promise: the caller's
+headers go to the origin they were given for and to nobody else, and https never becomes http.
+"""
+
+import datetime
+import email.utils
+import random
+import re
+import socket
+import ssl
+import threading
+import time
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from mdl import __version__
+from mdl.errors import AuthError, MdlError, NetworkError, NotFound, UsageError
+
+if TYPE_CHECKING:
+    from urllib3 import BaseHTTPResponse, PoolManager
+
+T = TypeVar("T")
+REDIRECTS = frozenset({301, 302, 303, 307, 308})
+PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
+_HARMLESS = frozenset({"accept", "accept-language", "user-agent"})
+_PLAIN_CODINGS = frozenset({"", "identity", "none", "binary", "aws-chunked"})
+_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)")
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How hard, how patiently and how widely to ask. Sizes in bytes, times in seconds."""
+
+    connections: int = 16  # for one file
+    files: int = 4  # at once
+    total: int = 32  # connections for all files together
+    block: int = 8 << 20  # what one connection asks for at a time once there are several
+    chunk: int = 256 << 10  # what is read and written at a time
+    enough: float = 100e6  # bytes a second of one connection that make more of them pointless
+    min_speed: float = 1024  # bytes a second over `window`; a slower connection is dropped
+    window: float = 30
+    connect_timeout: float = 10
+    read_timeout: float = 20
+    header_timeout: float = 30  # from the request to the end of the answer's headers
+    retries: int = 5  # failures in a row, without progress between them
+    backoff: float = 1  # before the first retry; doubles
+    longest_wait: float = 60  # whatever a server asks for
+    redirects: int = 10
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Remote:
+    """Where bytes are. `headers` may hold secrets: they are sent to the origin of `url` only."""
+
+    url: str
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        try:
+            origin_of(self.url)
+        except ValueError as error:
+            raise UsageError(f"not an address: {error}", hint="write it as https://host/path") from None
+
+    def __repr__(self) -> str:
+        return f"Remote({shown(self.url)!r})"
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """A small answer, read whole. `headers` has lower-case names; `url` is where the redirects led."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes = field(repr=False)
+    url: str = field(repr=False)
+
+
+class Transient(NetworkError):
+    """A failure that may pass; `wait` is how many seconds the server asked for."""
+
+    def __init__(self, message: str, hint: str = "", wait: float | None = None) -> None:
+        super().__init__(message, hint or "check the connection and run it again: it goes on from here")
+        self.wait = wait
+
+
+class Stopped(Exception):  # noqa: N818  not an error: somebody asked for it
+    """The client was stopped while it was at work."""
+
+
+def origin_of(url: str) -> tuple[str, str, int]:
+    """Scheme, host and port of an http or https URL. Raises ValueError."""
+    parts = urllib.parse.urlsplit(url)
+    if parts.scheme not in ("http", "https"):
+        raise ValueError(f"only http and https can be asked, not {parts.scheme[:20]!r}")
+    if not parts.hostname or not re.fullmatch(r"[^\x00-\x20\x7f]+", url):
+        raise ValueError("it has no host, or spaces or control characters")
+    return parts.scheme, parts.hostname, parts.port or {"http": 80, "https": 443}[parts.scheme]
+
+
+def shown(url: str) -> str:
+    """`url` as messages may show it: without user, password, query and fragment, any of which may be a secret."""
+    scheme, host, port = origin_of(url)
+    number = "" if port in (80, 443) else f":{port}"
+    path = urllib.parse.quote(urllib.parse.urlsplit(url).path, safe="/%:@~!$&'()*+,;=")
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}{number}{path[:300]}"
+
+
+class Answer:
+    """An open response of status 200 or 206, or any status for `Client.get`. Close it."""
+
+    def __init__(self, raw: "BaseHTTPResponse", url: str, redirected: bool, chain: str) -> None:
+        self._raw, self.url, self.redirected, self.chain = raw, url, redirected, chain
+        self.status = raw.status
+        self.headers = {name.lower(): value for name, value in raw.headers.items()}
+
+    def read(self, size: int) -> bytes:
+        """What has come, at most `size` bytes; empty at the end. Raises Transient when it is cut off."""
+        with _network_errors(self.url):
+            return self._raw.read1(size, decode_content=False)
+
+    def close(self) -> None:
+        """Give the connection back if the body was read to its end, else drop it."""
+        if getattr(self._raw, "length_remaining", None) != 0:
+            self._raw.close()
+        self._raw.release_conn()
+
+    @property
+    def length(self) -> int | None:
+        """Content-Length, None where there is none or the body is chunked. Raises NetworkError for nonsense."""
+        text = self.headers.get("content-length")
+        if text is None or "transfer-encoding" in self.headers:
+            return None
+        values = {value.strip() for value in text.split(",")}
+        if len(values) != 1 or not re.fullmatch(r"[0-9]{1,19}", text.split(",")[0].strip()):
+            raise NetworkError(f"{shown(self.url)} sent a Content-Length that is no length: {text[:40]!r}")
+        return int(values.pop())
+
+    @property
+    def extent(self) -> tuple[int, int, int | None] | None:
+        """Content-Range as (start, end, total), None where it does not say so."""
+        match = _RANGE.fullmatch(self.headers.get("content-range", "").strip())
+        if not match or int(match[1]) > int(match[2]):
+            return None
+        return int(match[1]), int(match[2]) + 1, None if match[3] == "*" else int(match[3])
+
+    @property
+    def validator(self) -> str | None:
+        """What If-Range may be given: a strong ETag, or a Last-Modified that RFC 9110 8.8.2.2 calls strong."""
+        etag = self.headers.get("etag", "")
+        if re.fullmatch(r'"[\x21\x23-\x7e\x80-\xff]*"', etag):
+            return etag
+        modified, date = (_date(self.headers.get(name)) for name in ("last-modified", "date"))
+        strong = modified and date and date - modified >= datetime.timedelta(seconds=60)
+        return self.headers["last-modified"] if strong else None
+
+    def refuse_coding(self) -> None:
+        """Raise NetworkError if the body is compressed: its size and digest would be of something else."""
+        coding = self.headers.get("content-encoding", "").strip().lower()
+        if coding not in _PLAIN_CODINGS:
+            raise NetworkError(
+                f"{shown(self.url)} sent the bytes compressed ({coding[:20]}) though plain ones were asked for"
+            )
+
+
+class Client:
+    """Asks servers. Safe to use from several threads; `stop` ends what they are doing."""
+
+    def __init__(self, limits: Limits = Limits(), proxies: Mapping[str, str] | None = None) -> None:
+        """`proxies` maps a scheme, `all` or `no` to an address; None means what the system says."""
+        self.limits = limits
+        self._proxies = urllib.request.getproxies() if proxies is None else dict(proxies)
+        self._managers: dict[str | None, PoolManager] = {}
+        self._lock = threading.Lock()
+        self._stopping = threading.Event()
+        self._not_before: dict[str, float] = {}
+        self._answered: set[str] = set()
+        self._busy: dict[int, socket.socket] = {}
+
+    def get(self, remote: Remote, max_bytes: int, *, method: str = "GET") -> Response:
+        """A small body with whatever status, after retries and redirects. Raises NetworkError, also when it is
+        longer than `max_bytes`."""
+
+        def once() -> Response:
+            answer = self.send(remote, {}, method)
+            try:
+                answer.refuse_coding()
+                body = _read_whole(answer, max_bytes) if method != "HEAD" else b""
+                return Response(answer.status, answer.headers, body, answer.url)
+            finally:
+                answer.close()
+
+        return self.patiently(once)
+
+    def peek(self, remote: Remote, start: int, size: int) -> bytes:
+        """Up to `size` bytes from `start` of a larger file, fewer at its end. Raises MdlError."""
+
+        def once() -> bytes:
+            answer = self.open(remote, {"Range": f"bytes={start}-{start + size - 1}"})
+            try:
+                answer.refuse_coding()
+                if (
+                    answer.status != (206 if start else answer.status)
+                    or (answer.extent or (start,))[0] != start
+                ):
+                    raise NetworkError(f"{shown(answer.url)} cannot send a part of the file")
+                return _read_up_to(answer, size)
+            finally:
+                answer.close()
+
+        return self.patiently(once)
+
+    def open(self, remote: Remote, headers: Mapping[str, str]) -> Answer:
+        """The answer to one GET if it is 200 or 206, or 416 to a range. Raises MdlError, Transient if it may pass."""
+        answer = self.send(remote, headers)
+        if answer.status in (200, 206) or (answer.status == 416 and "Range" in headers):
+            return answer
+        answer.close()
+        raise refusal(answer.status, answer.url, answer.headers, answer.redirected)
+
+    def send(self, remote: Remote, headers: Mapping[str, str], method: str = "GET") -> Answer:
+        """One request and its redirects. Raises Transient for an answer that asks to come again."""
+        url, own, seen = remote.url, dict(remote.headers), {remote.url}
+        while True:
+            raw = self._request(method, url, {**own, **headers})
+            if raw.status not in REDIRECTS or "location" not in raw.headers:
+                break
+            raw.close()
+            url, previous = self._next(url, raw.headers["location"]), url
+            if url in seen or len(seen) > self.limits.redirects:
+                raise NetworkError(f"{shown(remote.url)} redirects in circles", hint="check the address")
+            seen.add(url)
+            if origin_of(url) != origin_of(previous):  # never given back, even if the chain returns
+                own = {name: value for name, value in own.items() if name.lower() in _HARMLESS}
+        answer = Answer(raw, url, redirected=len(seen) > 1, chain=remote.url)
+        if answer.status in PASSING:
+            answer.close()
+            raise self._slowed(answer)
+        return answer
+
+    def patiently(self, attempt: Callable[[], T]) -> T:
+        """What `attempt` returns, tried again while it raises Transient and the retries last."""
+        for failures in range(1, self.limits.retries + 1):
+            try:
+                return attempt()
+            except Transient as trouble:
+                self.sleep(self.delay(failures, trouble.wait))
+        return attempt()
+
+    def delay(self, failures: int, asked: float | None) -> float:
+        """Seconds to wait after so many failures in a row, longer if the server asked for it, bounded."""
+        jitter = random.uniform(0.5, 1.5)  # noqa: S311  spreads clients, protects nothing
+        own = self.limits.backoff * 2 ** (failures - 1) * jitter
+        return min(max(own, asked or 0), self.limits.longest_wait)
+
+    def sleep(self, seconds: float) -> None:
+        """Wait. Raises Stopped."""
+        if self._stopping.wait(max(seconds, 0)):
+            raise Stopped
+
+    def stop(self) -> None:
+        """End every request under way and refuse new ones. A thread that waits for a name or a connection
+        notices when that wait ends, at the latest after `connect_timeout`."""
+        self._stopping.set()
+        self.cut(list(self._busy))
+
+    def cut(self, threads: list[int | None]) -> None:
+        """Break the connections that these threads (by ident) are using."""
+        for ident in threads:
+            if connection := self._busy.get(ident or 0):
+                _shut(connection)
+
+    def close(self) -> None:
+        for manager in self._managers.values():
+            manager.clear()
+
+    def _request(self, method: str, url: str, headers: Mapping[str, str]) -> "BaseHTTPResponse":
+        import urllib3
+
+        host = origin_of(url)[1]
+        self.sleep(self._not_before.get(host, 0) - time.monotonic())
+        own = {"User-Agent": f"mdl/{__version__}", "Accept-Encoding": "identity"}
+        timeout = urllib3.Timeout(connect=self.limits.connect_timeout, read=self.limits.read_timeout)
+        with _network_errors(url, known=host in self._answered):
+            raw = self._manager(url).urlopen(
+                method, url, headers={**own, **headers}, timeout=timeout,
+                redirect=False, retries=False, preload_content=False, decode_content=False,
+            )  # fmt: skip
+        self._answered.add(host)
+        return raw
+
+    def _next(self, url: str, location: str) -> str:
+        try:
+            target = urllib.parse.urljoin(url, location.strip()).partition("#")[0]
+            scheme, _, _ = origin_of(target)
+            target = _without_user(target)
+        except ValueError:
+            raise NetworkError(f"{shown(url)} redirects to what is no web address") from None
+        if url.startswith("https:") and scheme != "https":
+            raise NetworkError(f"{shown(url)} redirects to plain http, which is refused")
+        return target
+
+    def _slowed(self, answer: Answer) -> Transient:
+        asked = _retry_after(answer.headers.get("retry-after"))
+        host, reason = origin_of(answer.url)[1], f"{origin_of(answer.url)[1]} answered {answer.status}"
+        wait = min(asked or 0, self.limits.longest_wait)
+        if answer.status in (429, 503) and asked:
+            self._not_before[host] = time.monotonic() + wait
+        if asked and asked > wait:
+            reason += f" and asks to wait {asked:.0f} s (trying again after {wait:.0f} s)"
+        return Transient(reason, hint="try again later", wait=wait)
+
+    def _manager(self, url: str) -> "PoolManager":
+        proxy = self._proxy(url)
+        with self._lock:
+            if proxy not in self._managers:
+                self._managers[proxy] = self._connect(proxy)
+            return self._managers[proxy]
+
+    def _proxy(self, url: str) -> str | None:
+        scheme, host, port = origin_of(url)
+        if urllib.request.proxy_bypass_environment(f"{host}:{port}", self._proxies):
+            return None
+        return self._proxies.get(scheme) or self._proxies.get("all")
+
+    def _connect(self, proxy: str | None) -> "PoolManager":
+        import urllib3
+
+        options: dict[str, Any] = {
+            "maxsize": self.limits.total + self.limits.files,
+            "ssl_context": ssl.create_default_context(),  # honours SSL_CERT_FILE and SSL_CERT_DIR
+        }
+        manager = urllib3.PoolManager(**options) if proxy is None else _proxy_manager(proxy, options)
+        manager.pool_classes_by_scheme = _watched_pools(self)
+        return manager
+
+
+def refusal(status: int, url: str, headers: Mapping[str, str], redirected: bool = False) -> MdlError:
+    """The error for an answer that is not what was asked for."""
+    where = shown(url)
+    if status in (401, 403) and redirected:  # a signed address that ran out: the origin gives a new one
+        return Transient(f"{where} answered {status} (the address may have expired)")
+    if status in (401, 403):
+        return AuthError(f"{where} wants other credentials ({status})", hint="check the token and its rights")
+    if status in (404, 410):
+        return NotFound(f"{where} does not exist ({status})", hint="check the spelling")
+    if status == 407:
+        return NetworkError("the proxy wants credentials (407)", hint="put them into the proxy's address")
+    return NetworkError(f"{where} answered {status}", hint="check the address")
+
+
+def _read_whole(answer: Answer, max_bytes: int) -> bytes:
+    body = _read_up_to(answer, max_bytes + 1)
+    if len(body) > max_bytes:
+        raise NetworkError(f"{shown(answer.url)} sent more than {max_bytes} bytes where little was expected")
+    return body
+
+
+def _read_up_to(answer: Answer, size: int) -> bytes:
+    body = bytearray()
+    while len(body) < size and (data := answer.read(min(size - len(body), 64 << 10))):
+        body += data
+    return bytes(body)
+
+
+def _without_user(url: str) -> str:
+    parts = urllib.parse.urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+
+
+def _date(text: str | None) -> datetime.datetime | None:
+    try:
+        when = email.utils.parsedate_to_datetime(text or "")
+    except (ValueError, TypeError, OverflowError):
+        return None
+    return when if when.tzinfo else when.replace(tzinfo=datetime.UTC)
+
+
+def _retry_after(text: str | None) -> float | None:
+    """Seconds that a Retry-After asks for (RFC 9110 10.2.3), None for nonsense."""
+    text = (text or "").strip()
+    if re.fullmatch(r"[0-9]{1,12}", text):
+        return float(text)
+    when = _date(text)
+    return max((when - datetime.datetime.now(datetime.UTC)).total_seconds(), 0) if when else None
+
+
+def _proxy_manager(proxy: str, options: dict[str, Any]) -> "PoolManager":
+    import urllib3
+
+    address = proxy if "://" in proxy else f"http://{proxy}"
+    try:
+        origin_of(address)
+    except ValueError as error:
+        raise UsageError(f"the proxy's address cannot be used: {error}", hint="check HTTPS_PROXY") from None
+    parts = urllib.parse.urlsplit(address)
+    headers = {}
+    if parts.username is not None:
+        pair = f"{urllib.parse.unquote(parts.username)}:{urllib.parse.unquote(parts.password or '')}"
+        headers = urllib3.make_headers(proxy_basic_auth=pair)
+    return urllib3.ProxyManager(_without_user(address), proxy_headers=headers, **options)
+
+
+def _watched_pools(client: Client) -> dict[str, Any]:
+    """Pools whose connections can be broken by another thread, and give up on headers that drip."""
+    import urllib3
+    from urllib3.connection import HTTPConnection, HTTPSConnection
+
+    class Watched:
+        def getresponse(self) -> Any:
+            connection: socket.socket = self.sock  # type: ignore[attr-defined]
+            client._busy[threading.get_ident()] = connection
+            if client._stopping.is_set():
+                raise Stopped
+            cut = threading.Timer(client.limits.header_timeout, _shut, [connection])
+            cut.daemon = True
+            cut.start()
+            try:
+                return super().getresponse()  # type: ignore[misc]
+            finally:
+                cut.cancel()
+
+    class Plain(Watched, HTTPConnection):
+        pass
+
+    class Secure(Watched, HTTPSConnection):
+        pass
+
+    class PlainPool(urllib3.HTTPConnectionPool):
+        ConnectionCls = Plain
+
+    class SecurePool(urllib3.HTTPSConnectionPool):
+        ConnectionCls = Secure
+
+    return {"http": PlainPool, "https": SecurePool}
+
+
+def _shut(connection: socket.socket) -> None:
+    try:
+        # The base class's method: SSLSocket's own forgets its TLS state, and the reader would then be given
+        # what is left in the kernel's buffer as if it were plain text.
+        socket.socket.shutdown(connection, socket.SHUT_RDWR)
+    except OSError:
+        pass  # closed already
+
+
+class _network_errors:  # noqa: N801  reads as a statement
+    """Turn what urllib3 and sockets raise into errors that name the cause in words."""
+
+    def __init__(self, url: str, known: bool = True) -> None:
+        self.url, self.known = url, known
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        import urllib3
+
+        if isinstance(error, urllib3.exceptions.HTTPError | OSError):
+            raise self.translate(error) from error
+
+    def translate(self, error: BaseException) -> NetworkError:
+        from urllib3 import exceptions
+
+        host = origin_of(self.url)[1]
+        cause = _deepest(error)
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            reason = cause.verify_message or "the certificate cannot be verified"
+            return NetworkError(
+                f"{host} is not trusted: {reason}", hint="if it is your own authority, set SSL_CERT_FILE"
+            )
+        if isinstance(error, exceptions.ProxyError):
+            return _proxy_error(cause)
+        if isinstance(error, exceptions.NameResolutionError):
+            return self._unresolved(host, cause)
+        if isinstance(error, TimeoutError | exceptions.TimeoutError):
+            return Transient(f"{host} did not answer in time")
+        if isinstance(cause, ConnectionRefusedError):
+            return Transient(f"{host} refused the connection")
+        return Transient(f"the connection to {host} broke ({_words(cause)})")
+
+    def _unresolved(self, host: str, cause: BaseException) -> NetworkError:
+        unknown = isinstance(cause, socket.gaierror) and cause.errno == socket.EAI_NONAME
+        if unknown and not self.known:
+            return NetworkError(f"{host} is not known to the name server", hint="check the spelling")
+        return Transient(f"the name {host} cannot be looked up")
+
+
+def _proxy_error(cause: BaseException) -> NetworkError:
+    if " 407 " in str(cause):
+        return NetworkError("the proxy wants credentials (407)", hint="put them into the proxy's address")
+    return Transient(f"the proxy failed ({_words(cause)})", hint="check HTTPS_PROXY, HTTP_PROXY and NO_PROXY")
+
+
+def _deepest(error: BaseException) -> BaseException:
+    """The error that urllib3 wrapped: it keeps it as cause, context, reason or argument."""
+    for _ in range(8):
+        inner = [error.__cause__, getattr(error, "original_error", None), getattr(error, "reason", None)]
+        inner += [*error.args, error.__context__]
+        found = next((one for one in inner if isinstance(one, Exception)), None)
+        if found is None:
+            break
+        error = found
+    return error
+
+
+def _words(error: BaseException) -> str:
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return str(text).splitlines()[0][:120].lower()
