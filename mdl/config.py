@@ -56,11 +56,10 @@ def data_path() -> Path:
     return _folder(os.environ, "MDL_DATA_HOME", "user_data_path")
 
 
-def with_flags(settings: Settings, pull: str | None, offline: bool) -> Settings:
-    """Flags go before everything else; `--offline` is `--pull never`, for the network too."""
-    if pull is not None:
-        settings = replace(settings, pull=_parse("pull", pull, "--pull"))
-    return replace(settings, offline=True) if offline else settings
+def with_flags(settings: Settings, **flags: Any) -> Settings:
+    """Flags go before everything else; None is a flag that was not given."""
+    given = {name: value for name, value in flags.items() if value is not None}
+    return replace(settings, **{name: _parse(name, value, f"--{name}") for name, value in given.items()})
 
 
 def _names() -> list[str]:

@@ -88,6 +88,30 @@ class Library:
             )
         return self.download(str(resolution.reference), watch)
 
+    def here(self, text: str) -> Model:
+        """The model of this name on this machine, whatever it takes to find it; raises NotFound."""
+        resolution = self.resolve(text)
+        if resolution.model is None:
+            name = resolution.reference or show(text)
+            hint = f"mdl download {name}" if resolution.reference else "mdl list shows what is here"
+            raise NotFound(f"{name} is not on this machine", hint=hint)
+        return resolution.model
+
+    def removable(self, text: str) -> Model:
+        """The one version in the cache that a name means; raises UsageError where it may mean several."""
+        model = self.here(text)
+        if model.place is not None:
+            raise UsageError(
+                f"{model.place} is not in the cache", hint="mdl removes only what is in its cache"
+            )
+        versions = self.store.versions(model.reference)
+        if len(versions) > 1 and not _names_version(text, model):
+            names = ", ".join(str(version.reference) for version in versions)
+            raise UsageError(
+                f"{show(text)} has {len(versions)} versions: {names}", hint="write which of them"
+            )
+        return model
+
     def download(
         self,
         text: str,
@@ -404,6 +428,13 @@ def _is_asked_for(model: Model, reference: Reference) -> bool:
     names = {file.name for file in model.files} | {file.name.rpartition(".")[0] for file in model.files}
     unpinned = pin is not None or model.reference.pin is None
     return unpinned and (version in names or version.casefold() == (model.reference.version or "").casefold())
+
+
+def _names_version(text: str, model: Model) -> bool:
+    if text.startswith("sha256:"):
+        return True
+    written = Reference.parse(text)
+    return written.version is not None or written.pin is not None or text.endswith(f"/{model.version}")
 
 
 def _has_source(model: Model) -> bool:

@@ -1,0 +1,102 @@
+"""What a model is, for `mdl inspect`: header, files, template, licence, versions. Knows no terminal."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from mdl import documents, gguf, safetensors
+from mdl.errors import NotFound
+from mdl.header import Facts, Tensor
+from mdl.library import Library
+from mdl.model import Model
+from mdl.weights import Weights
+
+PARTS = ("files", "template", "license", "metadata", "tensors")
+LONGEST_TEXT = 1 << 20  # bytes that are read of a licence
+
+
+def describe(library: Library, model: Model, weights: Weights) -> dict[str, Any]:
+    """Everything but the header's raw keys and tensors."""
+    return {
+        **documents.model(model),
+        "header": _facts(weights.facts),
+        "source": model.source or None,
+        "template": weights.facts.chat_template,
+        "license": license_text(model) or weights.facts.license,
+        "versions": [
+            {"version": version.version, "size": version.size, "modified": version.modified.isoformat()}
+            for version in library.store.versions(model.reference)
+        ],
+    }
+
+
+def part(model: Model, weights: Weights, name: str) -> Any:
+    """One part of a model, by its name in PARTS."""
+    if name == "files":
+        return documents.model(model)["files"]
+    if name == "template":
+        return weights.facts.chat_template
+    if name == "license":
+        return license_text(model) or weights.facts.license
+    if name == "metadata":
+        return metadata(weights)
+    return [_tensor(tensor) for tensor in tensors(weights)]
+
+
+def metadata(weights: Weights) -> dict[str, Any]:
+    """The header's keys; of a long array its type and length."""
+    if weights.format == "gguf":
+        found = gguf.read(weights.first).metadata
+        return {key: _shortened(value) for key, value in found.items()}
+    folder = weights.first.parent
+    names = (safetensors.CONFIG, safetensors.ADAPTER_CONFIG)
+    return {
+        key: value
+        for name in names
+        if (folder / name).is_file()
+        for key, value in safetensors.load(folder / name).items()
+    }
+
+
+def value(weights: Weights, key: str) -> Any:
+    """The whole value of one key; raises NotFound with the nearest name."""
+    found: Mapping[str, Any] = (
+        gguf.read(weights.first).metadata if weights.format == "gguf" else metadata(weights)
+    )
+    if key not in found:
+        import difflib
+
+        near = difflib.get_close_matches(key, found, n=1, cutoff=0.5)
+        raise NotFound(
+            f"the header has no key {key!r}", hint=f"did you mean {near[0]}?" if near else "see --metadata"
+        )
+    chosen = found[key]
+    return gguf.elements(weights.first, chosen) if isinstance(chosen, gguf.Array) else chosen
+
+
+def tensors(weights: Weights) -> list[Tensor]:
+    """The tensors of all parts, in the order of the files."""
+    read = gguf.read if weights.format == "gguf" else safetensors.read
+    return [tensor for path in weights.files for tensor in read(path).tensors]
+
+
+def license_text(model: Model) -> str | None:
+    """The licence that lies beside the weights."""
+    for path in model.paths("license"):
+        with path.open("rb") as file:
+            return file.read(LONGEST_TEXT).decode("utf-8", "replace")
+    return None
+
+
+def _facts(facts: Facts) -> dict[str, Any]:
+    found = dataclasses.asdict(facts)
+    del found["chat_template"]
+    return found
+
+
+def _shortened(value: Any) -> Any:
+    return {"array": value.type, "count": value.count} if isinstance(value, gguf.Array) else value
+
+
+def _tensor(tensor: Tensor) -> dict[str, Any]:
+    return {"name": tensor.name, "shape": list(tensor.shape), "type": tensor.type, "size": tensor.size}

@@ -1,0 +1,159 @@
+"""What people and scripts see: tables, questions, errors, JSON. Knows no models.
+
+Data goes to stdout, talk to stderr. What comes from files, servers and models is made inert first.
+"""
+
+import json as json_module
+import os
+import shutil
+import sys
+import unicodedata
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any, TextIO
+
+from mdl.errors import MdlError
+
+UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
+AGES = (
+    ("year", 31557600),
+    ("month", 2629800),
+    ("week", 604800),
+    ("day", 86400),
+    ("hour", 3600),
+    ("minute", 60),
+)
+_INERT = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if code not in (9, 10)}
+
+
+def out(text: str, end: str = "\n") -> None:
+    """Data, for people and programs."""
+    _write(sys.stdout, text + end)
+
+
+def talk(text: str) -> None:
+    """What is said beside the data."""
+    _write(sys.stderr, text + "\n")
+
+
+def show_json(document: dict[str, Any]) -> None:
+    out(json_module.dumps({"schema": 1, **document}, indent=2, ensure_ascii=False, default=str))
+
+
+def error(failure: MdlError, *, json: bool) -> None:
+    """A failure: the cause on one line, what to do on the next."""
+    message, hint = inert(failure.message, one_line=True), inert(failure.hint)
+    if json:
+        body = {"code": failure.code, "message": message, "hint": hint}
+        _write(sys.stdout, json_module.dumps({"error": body}, ensure_ascii=False) + "\n")
+        return
+    talk(f"mdl: {message}" + (f"\n{hint}" if hint else ""))
+
+
+def confirm(question: str) -> bool:
+    """Ask a person, who says no by just pressing Enter."""
+    _write(sys.stderr, f"{inert(question)} [y/N] ")
+    answer = sys.stdin.readline()
+    if not answer.endswith("\n"):
+        talk("")
+    return answer.strip().lower() in ("y", "yes")
+
+
+def is_interactive() -> bool:
+    """Whether a person is there to answer."""
+    return sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty()
+
+
+def inert(text: str, *, one_line: bool = False) -> str:
+    """Text from outside, so that it cannot move a terminal's cursor, hide itself or change direction."""
+    if not text.isascii() or not text.isprintable():
+        text = text.translate(_INERT)
+        hidden = {"Cf", "Cs", "Co", "Zl", "Zp"}
+        text = "".join(
+            f"\\u{ord(c):04x}" if unicodedata.category(c) in hidden and c not in "\u200d\u200c" else c
+            for c in text
+        )
+    return " ".join(text.split()) if one_line else text
+
+
+def size(count: int | None) -> str:
+    """Bytes as people read them, in powers of 1000: 4.1 GB."""
+    if count is None:
+        return "-"
+    number, unit = float(count), 0
+    while number >= 999.5 and unit < len(UNITS) - 1:
+        number, unit = number / 1000, unit + 1
+    return f"{number:.0f} {UNITS[unit]}" if unit == 0 or number >= 99.95 else f"{number:.1f} {UNITS[unit]}"
+
+
+def amount(count: int | None) -> str:
+    """A number of parameters as people say it: 7.2B."""
+    if count is None:
+        return "-"
+    for unit, one in (("T", 10**12), ("B", 10**9), ("M", 10**6), ("K", 10**3)):
+        if count >= one:
+            return f"{count / one:.1f}{unit}".replace(".0", "")
+    return str(count)
+
+
+def ago(moment: datetime, now: datetime | None = None) -> str:
+    seconds = ((now or datetime.now(UTC)) - moment).total_seconds()
+    for unit, length in AGES:
+        if seconds >= length:
+            count = int(seconds // length)
+            return f"{count} {unit}{'s' if count > 1 else ''} ago"
+    return "just now"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> None:
+    """Columns without borders. Where a terminal is too narrow, and only there, the first one is shortened."""
+    lines = [list(head), *([inert(cell, one_line=True) for cell in row] for row in rows)]
+    widths = [max(width(line[column]) for line in lines) for column in range(len(head))]
+    if sys.stdout.isatty():
+        rest = sum(widths[1:]) + 2 * (len(widths) - 1)
+        widths[0] = max(min(widths[0], columns() - rest), 12)
+    for line in lines:
+        cells = [
+            _pad(shorten(cell, wide), wide, column in right)
+            for column, (cell, wide) in enumerate(zip(line, widths, strict=True))
+        ]
+        out("  ".join(cells).rstrip())
+
+
+def columns() -> int:
+    return shutil.get_terminal_size().columns
+
+
+def width(text: str) -> int:
+    """Columns that a text takes on a terminal."""
+    if text.isascii():
+        return len(text)
+    return sum(2 if unicodedata.east_asian_width(c) in "WF" else not unicodedata.combining(c) for c in text)
+
+
+def shorten(text: str, wide: int) -> str:
+    """The end of a name tells more than its beginning: the host goes first."""
+    if width(text) <= wide:
+        return text
+    while text and width(text) > wide - 1:
+        text = text[1:]
+    return "…" + text
+
+
+def _pad(text: str, wide: int, right: bool) -> str:
+    space = " " * (wide - width(text))
+    return space + text if right else text + space
+
+
+def _write(stream: TextIO, text: str) -> None:
+    try:
+        stream.write(text)
+        stream.flush()
+    except UnicodeEncodeError:  # a terminal or pipe that is not UTF-8
+        stream.write(
+            text.encode(stream.encoding or "ascii", "backslashreplace").decode(stream.encoding or "ascii")
+        )
+    except BrokenPipeError:
+        # Whoever read has gone (`| head -1`): end like every tool that a closed pipe ends, without a word.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        raise SystemExit(141) from None
