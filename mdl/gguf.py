@@ -36,6 +36,8 @@ LARGEST_STRING = 16 << 20
 MOST_KEYS = 4096
 MOST_TENSORS = 1 << 17
 MOST_DIMENSIONS = 4  # GGML_MAX_DIMS
+_SHORTEST_KEY = 8 + 4 + 1  # bytes of an empty name, a type and a boolean
+_SHORTEST_TENSOR = 8 + 4 + 4 + 8  # bytes of an empty name, no dimensions, a type and an offset
 KEPT_STRINGS = 64  # longer arrays are recorded, not read
 KEPT_NUMBERS = 512  # so that lists with one number for each layer are at hand
 
@@ -196,6 +198,7 @@ def parse(buffer: Buffer, size: int | None = None) -> Header:
     tensor_count, key_count = cursor.u64(), cursor.u64()
     if key_count > MOST_KEYS or tensor_count > MOST_TENSORS:
         raise _damaged(f"it claims {tensor_count:,} tensors and {key_count:,} metadata keys")
+    cursor.require(_SHORTEST_KEY * key_count + _SHORTEST_TENSOR * tensor_count)
     metadata = _metadata(cursor, key_count)
     alignment = _alignment(metadata)
     tensors = _tensors(cursor, tensor_count, alignment)
@@ -225,12 +228,16 @@ class _Cursor:
         self.size = size
         self.at = 0
 
-    def take(self, length: int) -> int:
-        """Step over `length` bytes; returns where they begin."""
-        start, end = self.at, self.at + length
+    def require(self, length: int) -> int:
+        """Check that `length` bytes lie ahead; returns where they end."""
+        end = self.at + length
         if end > len(self.buffer):
             raise self.short(end)
-        self.at = end
+        return end
+
+    def take(self, length: int) -> int:
+        """Step over `length` bytes; returns where they begin."""
+        start, self.at = self.at, self.require(length)
         return start
 
     def short(self, end: int) -> Exception:
@@ -286,8 +293,7 @@ class _Cursor:
 
     def skip_texts(self, length: int) -> None:
         """Step over texts: the one loop whose speed counts, hence local names and no checks of its own."""
-        if length > LARGEST_HEADER // 8:
-            raise _damaged(f"it claims a list of {length:,} texts")
+        self.require(8 * length)
         buffer, at, unpack = self.buffer, self.at, _U64.unpack_from
         try:
             for _ in range(length):

@@ -22,7 +22,7 @@ _LARGEST_COUNT = 1 << 53  # what JSON and TOML still hold exactly
 Parsed = TypeVar("Parsed")
 
 
-class NeedMore(Exception):  # noqa: N818 - a question, not an error
+class NeedMore(Exception):
     """The prefix is too short: `n` bytes from the start of the file are needed, maybe more after that."""
 
     def __init__(self, n: int) -> None:
