@@ -383,7 +383,9 @@ def _swap(one: Path, other: Path) -> bool:
     """Exchange two names atomically, where the system can: renameat2 of Linux, renamex_np of macOS."""
     import ctypes
 
-    libc = ctypes.CDLL(None, use_errno=True) if os.name == "posix" else None
+    if os.name != "posix":
+        return False
+    libc = ctypes.CDLL(None)
     first, second = os.fsencode(one), os.fsencode(other)
     if hasattr(libc, "renameat2"):
         at_cwd, exchange_flag = -100, 2

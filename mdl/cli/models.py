@@ -92,10 +92,8 @@ def _show_plans(library: "Library", names: list[str], include: list[str], *, jso
             for file in plan.manifest.files
         ]
         ui.table(("FILE", "SIZE", "STATE"), rows, right=(1,))
-        missing = plan.missing
-        ui.talk(
-            f"{len(missing)} of {len(rows)} files to fetch, {ui.size(sum(file.size or 0 for file in missing))}"
-        )
+        total = sum(file.size or 0 for file in plan.missing)
+        ui.talk(f"{len(plan.missing)} of {len(rows)} files to fetch, {ui.size(total)}")
     return 0
 
 
@@ -155,12 +153,10 @@ def _show_list(models: "list[ModelRecord]", counts: dict[str, int], versions: bo
                 (str(model.reference.model), version + state, ui.size(model.size), ui.ago(model.modified))
             )
         ui.table(("NAME", "VERSION", "SIZE", "MODIFIED"), rows, right=(2,))
-    shared = {
-        file.sha256 or (model.folder, file.name): file.size or 0 for model in models for file in model.files
-    }
-    ui.talk(
-        f"{len(models)} {'version' if versions else 'model'}{'s' if len(models) > 1 else ''}, {ui.size(sum(shared.values()))}"
-    )
+    files = ((model.folder, file) for model in models for file in model.files)
+    contents = {file.sha256 or (folder, file.name): file.size or 0 for folder, file in files}
+    noun = "version" if versions else "model"
+    ui.talk(f"{len(models)} {noun}{'s' if len(models) > 1 else ''}, {ui.size(sum(contents.values()))}")
 
 
 def inspect(
@@ -176,7 +172,7 @@ def inspect(
     ] = None,
     json: Json = False,
 ) -> None:
-    """What a model is: its files, header, template, licence and versions."""
+    """Header, files, template, licence and versions of a model."""
     from mdl import inspection
 
     library = options.open_library()
@@ -242,7 +238,11 @@ def _show_tensors(tensors: list[dict[str, Any]]) -> None:
     ui.table(("TENSOR", "SHAPE", "TYPE", "SIZE"), rows, right=(3,))
 
 
-_SHOW: dict[str, Callable[[Any], None]] = {"files": _show_files, "metadata": _show_metadata, "tensors": _show_tensors}
+_SHOW: dict[str, Callable[[Any], None]] = {
+    "files": _show_files,
+    "metadata": _show_metadata,
+    "tensors": _show_tensors,
+}
 
 
 def _show_model(described: dict[str, Any]) -> None:
@@ -293,13 +293,12 @@ def resolve(
     if json:
         ui.show_json(documents.resolution(resolution))
         return 0 if resolution.reference else NotFound.code
-    else:
-        for step in resolution.steps:
-            ui.out(f"{step.step:<8} {step.outcome:<8} {ui.inert(step.detail, one_line=True)}")
-        if resolution.model:
-            ui.out(f"=> {resolution.model.place or resolution.model.folder}")
-        elif resolution.reference:
-            ui.out(f"=> not on this machine: mdl download {resolution.reference}")
+    for step in resolution.steps:
+        ui.out(f"{step.step:<8} {step.outcome:<8} {ui.inert(step.detail, one_line=True)}")
+    if resolution.model:
+        ui.out(f"=> {resolution.model.place or resolution.model.folder}")
+    elif resolution.reference:
+        ui.out(f"=> not on this machine: mdl download {resolution.reference}")
     if resolution.reference is None:
         raise NotFound(f"nothing is called {show(text)}", hint="mdl list shows what is here")
     return 0
@@ -312,7 +311,7 @@ def remove(
     dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
-    """Remove versions from the cache, and free what only they used."""
+    """Remove versions from the cache, with what only they use."""
     library = options.open_library()
     found = [library.removable(name) for name in options.several(names, model)]
     for version in found:
