@@ -1,7 +1,8 @@
 """The handle of an engine in the caller's process. Knows no llama.cpp: that is in a worker process.
 
-The worker starts with the handle, so that Python and llama.cpp start while the caller still decides what to load. It
-may die, of a model or of a signal: that costs the requests it had, and the next one starts a new worker.
+The worker starts with the handle, so that Python and llama.cpp start while the caller still decides what to
+load. It may die, of a model or of a signal: that costs the requests it had, and the next one starts a new
+worker.
 """
 
 import threading
@@ -28,11 +29,12 @@ def _at_once(call: Callable[[], None]) -> None:
 
 
 class Engine:
-    """A model at work. Its methods may be called from any thread; it ends with `close`, or with the caller's process.
+    """A model at work. Its methods may be called from any thread; it ends with `close`, or with the caller's
+    process.
 
     `post` gets a function to call for each message of the worker, which delivers what is in it: by default at once,
-    on a thread of the engine. A server passes `loop.call_soon_threadsafe` and is woken once for a step, not once for
-    each of its requests.
+    on a thread of the engine. A server passes `loop.call_soon_threadsafe` and is woken once for a step, not
+    once for each of its requests.
     """
 
     def __init__(self, post: Callable[[Callable[[], None]], object] = _at_once) -> None:
@@ -56,7 +58,8 @@ class Engine:
         return process.pid if process else None
 
     def load(self, files: EngineFiles, settings: EngineSettings = EngineSettings()) -> None:  # noqa: B008 - frozen
-        """Sends what to load, once, and does not wait. What may fail is told by `ready` and by each request."""
+        """Sends what to load, once, and does not wait. What may fail is told by `ready` and by each
+        request."""
         from mdl.engine.wire import pack_load
 
         with self._lock:
@@ -68,8 +71,8 @@ class Engine:
     def ready(self, timeout: float | None = None) -> Loaded:
         """What was loaded, once it is.
 
-        Raises what the load failed with (UnsupportedModel, NotFound, DiskError, UsageError), EngineError when the
-        worker died of it, Busy after `timeout` seconds.
+        Raises what the load failed with (UnsupportedModel, NotFound, DiskError, UsageError), EngineError when
+        the worker died of it, Busy after `timeout` seconds.
         """
         if not self._settled.wait(timeout):
             raise Busy(
@@ -80,8 +83,9 @@ class Engine:
         return self._loaded
 
     def submit(self, chat: Chat, deliver: Deliver) -> Callable[[], None]:
-        """Asks for an answer, without waiting. Calls `deliver` with its pieces, the last of which has `finish`, or
-        with an error, after which nothing comes. The function that it returns cancels: nothing is delivered any more.
+        """Asks for an answer, without waiting. Calls `deliver` with its pieces, the last of which has
+        `finish`, or with an error, after which nothing comes. The function that it returns cancels: nothing
+        is delivered any more.
 
         Raises what the load failed with, and EngineError for a closed engine or one that keeps dying.
         """
@@ -209,7 +213,8 @@ class Engine:
             self._hand_over([(message["id"], message["result"], True)])
 
     def _hand_over(self, news: list[tuple[int, Any, bool]]) -> None:
-        """What is posted as one call. Looks up who waits only when that runs, so that a cancelled one hears nothing."""
+        """What is posted as one call. Looks up who waits only when that runs, so that a cancelled one hears
+        nothing."""
 
         def call() -> None:
             for request, what, final in news:
@@ -248,7 +253,8 @@ _RUNAWAY = UnsupportedModel(
 
 
 def _take(pieces: SimpleQueue[Any]) -> Any:
-    """The next one; raised if it is an error. Looks up every second, because on Windows Ctrl-C does not wake it."""
+    """The next one; raised if it is an error. Looks up every second, because on Windows Ctrl-C does not wake
+    it."""
     while True:
         try:
             piece = pieces.get(timeout=1.0)

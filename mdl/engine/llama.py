@@ -1,8 +1,8 @@
 """llama.cpp behind a few calls: load, tokenize, run a step, sample. Knows no requests, pipes or templates.
 
 The only module that imports llama_cpp, and only its low-level half: the package's `__init__` also brings numpy,
-diskcache and jinja2, which takes 300 ms instead of 50. What makes llama.cpp end the process (values out of range, a
-sampler that is NULL) is checked before it gets there.
+diskcache and jinja2, which takes 300 ms instead of 50. What makes llama.cpp end the process (values out of
+range, a sampler that is NULL) is checked before it gets there.
 """
 
 import ctypes
@@ -14,7 +14,7 @@ import types
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Protocol
+from typing import Any
 
 from mdl.engine.request import EngineFiles, EngineSettings, Loaded, Sampling
 from mdl.errors import DiskError, EngineError, NotFound, UnsupportedModel, UsageError
@@ -64,20 +64,13 @@ class Log:
         return re.sub(r"^(\w+: )+", "", self.errors[0]) if self.errors else "llama.cpp gives no reason"
 
 
-class Step(Protocol):
-    """A `Work` of the scheduler, as far as it matters here."""
-
-    @property
-    def sequence(self) -> Any: ...
-    @property
-    def count(self) -> int: ...
-
-
 class Runner:
-    """A model, its context, and one reused batch. Used from one thread only: llama.cpp ends a process for two."""
+    """A model, its context, and one reused batch. Used from one thread only: llama.cpp ends a process for
+    two."""
 
     def __init__(self, files: EngineFiles, settings: EngineSettings) -> None:
-        """Raises NotFound, DiskError, UnsupportedModel with llama.cpp's own cause, UsageError for the settings."""
+        """Raises NotFound, DiskError, UnsupportedModel with llama.cpp's own cause, UsageError for the
+        settings."""
         started = perf_counter()
         self.log = Log()
         C.llama_log_set(self.log.callback, None)
@@ -124,8 +117,8 @@ class Runner:
     def _cell_size(self) -> int:
         """Bytes that a token takes in the cache, at most."""
         heads = max(1, C.llama_model_n_head(self._model))
-        width = C.llama_model_n_embd(self._model) * max(1, C.llama_model_n_head_kv(self._model)) // heads
-        return max(1, C.llama_model_n_layer(self._model) * width * 2 * 2)
+        width: int = C.llama_model_n_embd(self._model) * max(1, C.llama_model_n_head_kv(self._model)) // heads
+        return max(1, int(C.llama_model_n_layer(self._model)) * width * 2 * 2)
 
     def _new_context(self, settings: EngineSettings) -> Any:
         params = C.llama_context_default_params()
@@ -263,7 +256,7 @@ class Runner:
         count = C.llama_tokenize(self._vocab, data, len(data), tokens, room, False, True)
         if count < 0:
             raise UsageError("a message cannot be turned into tokens")
-        return tokens[:count]
+        return list(tokens[:count])
 
     def piece(self, token: int) -> bytes | None:
         """The bytes of a token of an answer; None for those that end it."""
@@ -326,12 +319,13 @@ class Runner:
     def free(self, sampler: int) -> None:
         C.llama_sampler_free(sampler)
 
-    def run(self, steps: Sequence[Step]) -> list[int] | None:
-        """One token for each step that is at the end of what its sequence has. None when the cache has no room.
+    def run(self, work: Sequence[tuple[Any, int]]) -> list[int] | None:
+        """Computes the next n tokens of each (sequence, n). Returns a new token for each sequence of which nothing
+        is left to compute, or None when the cache has no room.
 
         Raises EngineError when llama.cpp cannot compute; then the cache is empty.
         """
-        samplers = self._fill(steps)
+        samplers = self._fill(work)
         status = C.llama_decode(self._context, self._batch)
         if status == 0:
             sample, context = C.llama_sampler_sample, self._context
@@ -341,11 +335,11 @@ class Runner:
         C.llama_memory_clear(self._memory, True)
         raise EngineError(f"llama.cpp cannot compute this (llama_decode: {status}): {self.log.cause()}")
 
-    def _fill(self, steps: Sequence[Step]) -> list[tuple[int, int]]:
+    def _fill(self, work: Sequence[tuple[Any, int]]) -> list[tuple[int, int]]:
         """Writes the batch. The samplers, and the places of the batch that they look at."""
         samplers = []
         end = 0
-        for sequence, count in steps:  # type: ignore[misc]
+        for sequence, count in work:
             tokens, computed, slot = sequence.tokens, sequence.computed, sequence.slot
             if count == 1:
                 self._tokens[end] = tokens[computed]
@@ -463,8 +457,8 @@ def _decoded(text: bytes | None) -> str:
 
 
 def _function(name: str, result: Any, *arguments: Any) -> Any:
-    """A function of ggml that llama_cpp does not declare. On Linux and macOS it is found through libllama, which is
-    linked to ggml; Windows looks in the library alone, and raises AttributeError."""
+    """A function of ggml that llama_cpp does not declare. On Linux and macOS it is found through libllama,
+    which is linked to ggml; Windows looks in the library alone, and raises AttributeError."""
     function = C._lib[name]
     function.restype, function.argtypes = result, arguments
     return function
@@ -477,7 +471,8 @@ def _string(call: Any, *arguments: Any) -> str:
 
 
 def physical_cores() -> int:
-    """Cores that this process may use, those that share hardware counted once. Elsewhere than on Linux: half."""
+    """Cores that this process may use, those that share hardware counted once. Elsewhere than on Linux:
+    half."""
     try:
         allowed = os.sched_getaffinity(0)
         siblings = {

@@ -20,18 +20,18 @@ from mdl.errors import EngineError
 _START = "import sys; sys.path[:] = sys.argv[1:]; from mdl.engine.worker import main; main()"
 
 # Ctrl-C in a terminal goes to the group in its foreground: the worker is in one of its own.
-_OWN_GROUP: dict[str, Any] = (
-    {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.CREATE_NO_WINDOW}
-    if sys.platform == "win32"
-    else {"process_group": 0}
-)
+_OWN_GROUP: dict[str, Any] = {"process_group": 0}
+if sys.platform == "win32":
+    _OWN_GROUP = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.CREATE_NO_WINDOW}
 
 
 class Process:
-    """`heard` is called with each message and `ended` once, with the exit status, both from the reader thread."""
+    """`heard` is called with each message and `ended` once, with the exit status, both from the reader
+    thread."""
 
     def __init__(self, heard: Callable[[wire.Wire], None], ended: Callable[["Process", int], None]) -> None:
-        # -P and -S: the worker finds modules where its parent does, so the current folder and `site` are not asked.
+        # -P and -S: the worker finds modules where its parent does, so the current folder and `site` are not
+        # asked.
         self._popen = subprocess.Popen(
             [sys.executable, "-P", "-S", "-c", _START, *_search_path()],
             stdin=subprocess.PIPE,

@@ -36,8 +36,9 @@ class Message:
 class Sampling:
     """How the next token is chosen. `temperature` 0 takes the likeliest; `seed` None draws a new one.
 
-    `top_k` 0, `top_p` 1, `min_p` 0, `repeat_penalty` 1 and the other penalties 0 are off. `repeat_penalty` looks at
-    the last 64 tokens of the answer, the other two at all of it. `max_tokens` None: until the context is full.
+    `top_k` 0, `top_p` 1, `min_p` 0, `repeat_penalty` 1 and the other penalties 0 are off. `repeat_penalty`
+    looks at the last 64 tokens of the answer, the other two at all of it. `max_tokens` None: until the
+    context is full.
     `stop` strings are looked for in the answer (not in the reasoning), and are not part of it.
 
     Raises UsageError for values that llama.cpp would end the process for, or that mean nothing.
@@ -121,7 +122,8 @@ class Delta:
 
 @dataclass(frozen=True, slots=True)
 class EngineFiles:
-    """What an engine loads. `model` is the first file of a split one; `adapters` are LoRA files with their scale."""
+    """What an engine loads. `model` is the first file of a split one; `adapters` are LoRA files with their
+    scale."""
 
     model: Path
     projector: Path | None = None
@@ -133,11 +135,13 @@ class EngineFiles:
 class EngineSettings:
     """How a model is loaded. None is "as this machine and this model need it".
 
-    `context`: tokens that one request may use, prompt and answer together. None: what the model was trained for, and
-    no more than 16,384 or what a quarter of the memory holds. The requests in flight share one cache, of `context`
-    times `parallel` tokens, within the same bounds.
-    `gpu_layers`: None puts all on the GPU where llama.cpp has one. `threads`: None is one for each physical core, and
-    one alone for tiny models. `parallel`: requests answered at once. `batch`: tokens computed in one step.
+    `context`: tokens that one request may use, prompt and answer together. None: what the model was trained
+    for, and no more than 16,384 or what a quarter of the memory holds. The requests in flight share one
+    cache, of
+    `context` times `parallel` tokens, within the same bounds.
+    `gpu_layers`: None puts all on the GPU where llama.cpp has one. `threads`: None is one for each physical
+    core, and one alone for tiny models. `parallel`: requests answered at once. `batch`: tokens computed in
+    one step.
 
     Raises UsageError for values out of range.
     """
@@ -170,9 +174,11 @@ _SETTINGS = (
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """What was loaded. `context` is for one request, `cells` for all of them, `size` in bytes, `seconds` of loading.
+    """What was loaded. `context` is for one request, `cells` for all of them, `size` in bytes, `seconds` of
+    loading.
 
-    `template` says where the chat template came from: "model", "given" or "default" (ChatML, as the model has none).
+    `template` says where the chat template came from: "model", "given" or "default" (ChatML, as the model has
+    none).
     """
 
     architecture: str

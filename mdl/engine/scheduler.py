@@ -1,9 +1,9 @@
 """Continuous batching: who gets how many tokens in the next step. Knows no llama.cpp.
 
-Answers come first, one token each, so that they keep flowing; prompts share what is left of the batch evenly, the
-short ones whole. Requests wait in the order in which they came, and start when a slot and the cells for what they
-have are free. Answers grow until the cells run out: then the youngest gives its cells back and waits, first in the
-queue, to be computed again. The oldest always goes on, so everything ends.
+Answers come first, one token each, so that they keep flowing; prompts share what is left of the batch evenly,
+the short ones whole. Requests wait in the order in which they came, and start when a slot and the cells for
+what they have are free. Answers grow until the cells run out: then the youngest gives its cells back and
+waits, first in the queue, to be computed again. The oldest always goes on, so everything ends.
 """
 
 from collections import deque
@@ -23,22 +23,23 @@ S = TypeVar("S", bound=Schedulable)
 
 
 class Work(NamedTuple, Generic[S]):
-    """Compute the next `count` tokens of `sequence`; its next token is sampled if nothing is left after them."""
+    """Compute the next `amount` tokens of `sequence`; its next token is sampled if nothing is left after
+    them."""
 
     sequence: S
-    count: int
+    amount: int
 
     @property
     def samples(self) -> bool:
-        return self.sequence.computed + self.count == len(self.sequence.tokens)
+        return self.sequence.computed + self.amount == len(self.sequence.tokens)
 
 
 @dataclass(slots=True)
 class Scheduler(Generic[S]):
     """At most `slots` at once, `batch` tokens a step (no fewer than slots), `cells` tokens kept.
 
-    No single request may outgrow `cells`. `headroom` tokens are left for each to grow when another one starts, so
-    that it is not sent back at once.
+    No single request may outgrow `cells`. `headroom` tokens are left for each to grow when another one
+    starts, so that it is not sent back at once.
     """
 
     slots: int
@@ -99,7 +100,8 @@ class Scheduler(Generic[S]):
 
 
 def share(prompts: Iterable[S], budget: int) -> list[Work[S]]:
-    """`budget` tokens split evenly; what the short ones leave goes to the long ones, the odd tokens to the oldest."""
+    """`budget` tokens split evenly; what the short ones leave goes to the long ones, the odd tokens to the
+    oldest."""
     shares: dict[int, int] = {}
     order = list(prompts)
     for place, (index, pending) in enumerate(

@@ -1,7 +1,7 @@
 """One request in flight: its tokens, and its answer on the way from tokens to text. Knows no llama.cpp.
 
-Bytes become characters when they are whole, reasoning is told from the answer, and what could be the start of a stop
-string waits until it is known.
+Bytes become characters when they are whole, reasoning is told from the answer, and what could be the start of
+a stop string waits until it is known.
 """
 
 import codecs
@@ -42,7 +42,8 @@ class Stops:
 
 
 class Sequence:
-    """Prompt and answer tokens, of which the first `computed` are in the cache of `slot`. `sampler` is the runner's."""
+    """Prompt and answer tokens, of which the first `computed` are in the cache of `slot`. `sampler` is the
+    runner's."""
 
     __slots__ = (
         "_decode",
@@ -88,7 +89,8 @@ class Sequence:
         self._first_token = 0.0
 
     def accept(self, token: int, piece: bytes | None) -> bool:
-        """The token that was sampled, as bytes, or None if it ends the answer. True when the answer is finished."""
+        """The token that was sampled, as bytes, or None if it ends the answer. True when the answer is
+        finished."""
         if not self._first_token:
             self._first_token = perf_counter()
         if piece is None:

@@ -1,7 +1,8 @@
 """A model's chat template: messages to a prompt, and the reasoning in what comes back. Knows no tokens.
 
-Templates are rendered as Hugging Face's transformers does it (same environment, filters and names), in jinja2's
-sandbox. That holds against escapes, not against time and memory: whoever calls `render` has to bound those.
+Templates are rendered as Hugging Face's transformers does it (same environment, filters and names), in
+jinja2's sandbox. That holds against escapes, not against time and memory: whoever calls `render` has to bound
+those.
 """
 
 import json
@@ -15,8 +16,10 @@ from mdl.errors import MdlError, UnsupportedModel, UsageError
 
 # For models that bring no template: the form that most of those that were trained to chat understand.
 CHATML = (
-    "{% for message in messages %}{{ '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 
 # How models mark their reasoning. A form that is not here is a line.
@@ -43,7 +46,8 @@ class Prompt:
 
 
 class Template:
-    """`controls` are the texts of the vocabulary's control tokens; `tokens` names some of them (bos_token, …)."""
+    """`controls` are the texts of the vocabulary's control tokens; `tokens` names some of them (bos_token,
+    …)."""
 
     def __init__(
         self, source: str, controls: Collection[str] = (), tokens: Mapping[str, str] | None = None
@@ -60,17 +64,14 @@ class Template:
     def render(self, chat: Chat) -> Prompt:
         """The prompt up to where the answer begins.
 
-        Control tokens are those that the template writes. The same characters in a message, a tool or a role are
-        text: a mark is put into them that no tokenizer matches across, that survives what templates do to strings,
-        and at which the rendered prompt is cut.
+        Control tokens are those that the template writes. The same characters in a message, a tool or a role
+        are text: a mark is put into them that no tokenizer matches across, that survives what templates do to
+        strings, and at which the rendered prompt is cut.
 
-        Raises UsageError for what the template refuses or cannot be encoded, UnsupportedModel for a template that is
-        broken or writes without end.
+        Raises UsageError for what the template refuses or cannot be encoded, UnsupportedModel for a template
+        that is broken or writes without end.
         """
-        mark = ""
-        if self._controls is not None:
-            mark = _unused(chat, self.source)
-            chat = _walk(chat, lambda text: self._controls.sub(lambda m: m[0][0] + mark + m[0][1:], text))
+        chat, mark = self._disarm(chat)
         try:
             text = self._write(_messages(chat, _parsed), chat)
         except UnsupportedModel:
@@ -79,6 +80,14 @@ class Template:
             # Some templates want the arguments of a call as the text that they are in OpenAI's API.
             text = self._write(_messages(chat, _as_text), chat)
         return Prompt(tuple(text.split(mark)) if mark else (text,))
+
+    def _disarm(self, chat: Chat) -> tuple[Chat, str]:
+        """The chat with the mark in what reads like a control token, and the mark; "" if nothing does."""
+        controls = self._controls
+        if controls is None:
+            return chat, ""
+        mark = _unused(chat, self.source)
+        return _walk(chat, lambda text: controls.sub(lambda m: m[0][0] + mark + m[0][1:], text)), mark
 
     def _write(self, messages: list[dict[str, Any]], chat: Chat) -> str:
         variables: dict[str, Any] = {
@@ -170,7 +179,12 @@ def _cause(error: BaseException) -> str:
 def _unused(chat: Chat, source: str) -> str:
     """A character for private use that nobody uses here."""
     used = set(source)
-    _walk(chat, lambda text: used.update(text) or text)
+
+    def collect(text: str) -> str:
+        used.update(text)
+        return text
+
+    _walk(chat, collect)
     for code in _PRIVATE_USE:
         if chr(code) not in used:
             return chr(code)
@@ -230,16 +244,17 @@ def _as_text(arguments: str) -> str:
 
 
 class Reasoning:
-    """Tells the reasoning at the beginning of an answer from the answer, and trims the white space around both.
+    """Tells the reasoning at the beginning of an answer from the answer, and trims the white space around
+    both.
 
-    `prompt` is the rendered prompt: some templates open the reasoning there. `over` is True once all that follows is
-    the answer.
+    `prompt` is the rendered prompt: some templates open the reasoning there. `over` is True once all that
+    follows is the answer.
     """
 
     def __init__(self, prompt: str = "") -> None:
         tail = prompt[-64:].rstrip()
         self.over = False
-        self._close = next((close for open, close in REASONING_TAGS if tail.endswith(open)), "")
+        self._close = next((close for start, close in REASONING_TAGS if tail.endswith(start)), "")
         self._held = ""
         self._begun = False
         self._closed = False
@@ -261,12 +276,12 @@ class Reasoning:
         return (held.rstrip(), "") if self._close else ("", held)
 
     def _begin(self, text: str) -> tuple[str, str]:
-        start = text.lstrip()
-        for open, close in REASONING_TAGS:
-            if start.startswith(open):
+        words = text.lstrip()
+        for start, close in REASONING_TAGS:
+            if words.startswith(start):
                 self._close = close
-                return self._reason(start[len(open) :])
-            if open.startswith(start):
+                return self._reason(words[len(start) :])
+            if start.startswith(words):
                 self._held = text
                 return "", ""
         self.over = True

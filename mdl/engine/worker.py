@@ -1,4 +1,5 @@
-"""The process that holds one model: a loop of schedule -> run -> deliver. Knows nobody but its parent, over pipes.
+"""The process that holds one model: a loop of schedule -> run -> deliver. Knows nobody but its parent, over
+pipes.
 
 It ends when its standard input does, by the hand of the thread that reads it, even in the middle of a step.
 """
@@ -10,6 +11,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from queue import SimpleQueue
 from time import perf_counter
 from typing import Any
@@ -114,7 +116,8 @@ class Worker:
         self.scheduler.add(sequence)
 
     def render(self, request: int, chat: Chat) -> Prompt:
-        """The prompt. A template without end, in time or memory, ends here: the parent learns of it beforehand."""
+        """The prompt. A template without end, in time or memory, ends here: the parent learns of it
+        beforehand."""
         self.pipes.send(rendering=request)
         with _bounded_time(), _bounded_memory():
             return self.template.render(chat)
@@ -145,7 +148,7 @@ class Worker:
         for sequence in self.scheduler.admit():
             sequence.slot = self.slots.pop()
         work = self.scheduler.schedule()
-        if self.unsent and len(work) != sum(step.count for step in work):
+        if self.unsent and len(work) != sum(step.amount for step in work):
             self.flush()  # a prompt takes long; what is ready should not wait for it
         try:
             sampled = self.runner.run(work)
@@ -199,8 +202,8 @@ class Worker:
 
 @contextmanager
 def _bounded_time() -> Iterator[None]:
-    """Ends the process, exit code 1, when the block takes too long. Not by a signal handler or a thread of Python:
-    9**(9**9) lets neither run."""
+    """Ends the process, exit code 1, when the block takes too long. Not by a signal handler or a thread of
+    Python: 9**(9**9) lets neither run."""
     faulthandler.dump_traceback_later(TEMPLATE_SECONDS, exit=True)
     try:
         yield
@@ -210,13 +213,12 @@ def _bounded_time() -> Iterator[None]:
 
 @contextmanager
 def _bounded_memory() -> Iterator[None]:
-    """What the block may allocate ends with a MemoryError. Not on Windows, which has no such limit, and not on macOS,
-    which does not keep it; there the length of the prompt and the time are what bounds it."""
+    """What the block may allocate ends with a MemoryError. Not on Windows, which has no such limit, and not
+    on macOS, which does not keep it; there the length of the prompt and the time are what bounds it."""
     try:
         import resource
 
-        with open("/proc/self/statm") as facts:
-            size = int(facts.read().split()[0]) * resource.getpagesize()
+        size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     except (ImportError, OSError):
         yield
         return
@@ -233,8 +235,8 @@ def _bounded_memory() -> Iterator[None]:
 
 def _be_the_first_to_go() -> None:
     """When memory runs out, Linux should end this process and not its parent."""
-    with suppress(OSError), open("/proc/self/oom_score_adj", "w") as adjustment:
-        adjustment.write("500")
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("500")
 
 
 def main() -> None:
