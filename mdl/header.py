@@ -100,9 +100,14 @@ class Facts:
 
 def line(value: object) -> str | None:
     """A value as one line of bounded length; None when it is no text or empty."""
-    return (
-        " ".join(value[: 4 * LONGEST_LINE].split())[:LONGEST_LINE] or None if isinstance(value, str) else None
-    )
+    if not isinstance(value, str):
+        return None
+    return " ".join(encodable(value[: 4 * LONGEST_LINE]).split())[:LONGEST_LINE] or None
+
+
+def encodable(text: str) -> str:
+    """Text that can be written: JSON can spell halves of characters, which no file and no terminal takes."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def lines(value: object) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mdl.errors import UnsupportedModel
-from mdl.header import Adapter, Facts, NeedMore, Tensor, count, largest_type, line, open_file
+from mdl.header import Adapter, Facts, NeedMore, Tensor, count, encodable, largest_type, line, open_file
 from mdl.header import read as read_header
 
 __all__ = [
@@ -105,16 +105,20 @@ def _damaged(cause: str) -> UnsupportedModel:
 
 def is_model(folder: Path) -> bool:
     """Whether a folder looks like a model in this format, whole or not."""
-    weights = (folder / INDEX).is_file() or any(folder.glob("*.safetensors"))
-    return weights and (folder / CONFIG).is_file()
+    return (folder / CONFIG).is_file() and ((folder / INDEX).is_file() or bool(_unindexed(folder)))
+
+
+def _unindexed(folder: Path) -> tuple[Path, ...]:
+    """The weights of a folder that has no index."""
+    if (folder / SINGLE).exists():
+        return (folder / SINGLE,)
+    return tuple(sorted(path for path in folder.glob("*.safetensors") if path.name != ADAPTER))
 
 
 def shards(folder: Path) -> tuple[Path, ...]:
     """The weights files of a folder in order; raises UnsupportedModel that names what its index misses."""
     if not (folder / INDEX).exists():
-        alone = folder / SINGLE
-        others = sorted(path for path in folder.glob("*.safetensors") if path.name != ADAPTER)
-        return (alone,) if alone.exists() else tuple(others)
+        return _unindexed(folder)
     named = load(folder / INDEX).get("weight_map")
     names = set(named.values()) if isinstance(named, dict) and all(map(_is_name, named.values())) else None
     if not names:
@@ -209,7 +213,7 @@ def _named_template(value: object) -> str | None:
     if isinstance(value, list):
         entries = [entry for entry in value if isinstance(entry, dict)]
         value = next((entry.get("template") for entry in entries if entry.get("name") == "default"), None)
-    return value if isinstance(value, str) and value else None
+    return encodable(value) or None if isinstance(value, str) else None
 
 
 def load(path: Path) -> dict[str, Any]:

@@ -145,6 +145,8 @@ def _folder(folder: Path) -> Weights | Refusal:
         return _safetensors(folder)
     if (folder / "model_index.json").is_file():
         return refuse(folder, "a diffusers pipeline, which makes images", "mdl runs language models", True)
+    if old := [path for path, (head, _) in heads.items() if head[:4] in gguf.OLD_MAGICS]:
+        return _gguf(old[0])
     refusals = (sniff(path, *head) for path, head in heads.items() if not _is_safetensors(head[0]))
     return next(
         (refusal for refusal in refusals if refusal and refusal.is_model),

@@ -166,6 +166,11 @@ def test_the_template_is_taken_from_its_own_file_first(tmp_path):
     assert facts(path).chat_template == "J"
 
 
+def test_texts_can_be_written(tmp_path):
+    path = folder(tmp_path, {"model_type": "a\ud800"}, tokenizer_config={"chat_template": "\udfff{{ a }}"})
+    assert (facts(path).architecture, facts(path).chat_template) == ("a?", "?{{ a }}")
+
+
 def test_a_config_that_is_damaged_or_huge_is_refused(tmp_path):
     path = folder(tmp_path)
     (path / "config.json").write_bytes(b"{")

@@ -241,7 +241,7 @@ def test_a_file_that_is_no_model_is_named_for_what_it_is(tmp_path, what, content
     assert not found.is_model
 
 
-@pytest.mark.parametrize("what", ["Git LFS pointer", "PyTorch checkpoint", "ONNX", "TensorRT"])
+@pytest.mark.parametrize("what", ["Git LFS pointer", "PyTorch checkpoint", "ONNX", "TensorRT", "old GGML"])
 def test_a_folder_of_what_cannot_run_says_so(tmp_path, what):
     content = next(content for name, content in MODELS_FROM_ELSEWHERE.items() if name.startswith(what))
     write(tmp_path / "README.md", b"# A model")
@@ -254,6 +254,11 @@ def test_a_folder_of_what_cannot_run_says_so(tmp_path, what):
 def test_pointers_in_the_place_of_shards_are_named(tmp_path):
     write(folder(tmp_path) / "model.safetensors", POINTER)
     assert "model.safetensors is a Git LFS pointer" in refused(tmp_path).message
+
+
+def test_an_adapter_without_its_configuration_is_no_model(tmp_path):
+    (folder(tmp_path) / "model.safetensors").rename(tmp_path / "adapter_model.safetensors")
+    assert refused(tmp_path).what == "a folder without a model"
 
 
 def test_a_pickle_is_never_loaded(tmp_path):
