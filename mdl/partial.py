@@ -80,7 +80,7 @@ class Partial:
         self._frontier = 0
         self._changed = threading.Condition()
         self._ended = self._closed = False
-        self._writers = 0
+        self._users = 0
         self._seek = threading.Lock()
         self._fd = self._note = -1
         self._slots = 0
@@ -149,17 +149,23 @@ class Partial:
 
     def write(self, data: bytes | memoryview, offset: int) -> None:
         """Put `data` at `offset`, which must be where its piece ends so far. Raises DiskError."""
+        with self._in_use():
+            _write_all(self._fd, memoryview(data), offset, self._seek)
+            self._count(offset, len(data))
+
+    @contextlib.contextmanager
+    def _in_use(self) -> Iterator[None]:
+        """Keeps `close` waiting: the number of a closed file may be another file's a moment later."""
         with self._changed:
             if self._closed:
-                raise DiskError(f"{self.path} was closed while it was written")
-            self._writers += 1
+                raise DiskError(f"{self.path} was closed while it was in use")
+            self._users += 1
         try:
             with disk_errors(self.path):
-                _write_all(self._fd, memoryview(data), offset, self._seek)
-                self._count(offset, len(data))
+                yield
         finally:
             with self._changed:
-                self._writers -= 1
+                self._users -= 1
                 self._changed.notify_all()
 
     def _count(self, offset: int, size: int) -> None:
@@ -193,6 +199,12 @@ class Partial:
             self._changed.wait_for(lambda: self._ended or self._prefix() >= position + PIECE)
             return self._prefix()
 
+    def wait_received(self, count: int) -> bool:
+        """Block until `count` bytes are there; False if the end came first."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._ended or self.received >= count)
+            return not self._ended
+
     def end(self) -> None:
         """Nothing more will be written: wakes who waits."""
         with self._changed:
@@ -205,7 +217,7 @@ class Partial:
 
     def read(self, buffer: memoryview, offset: int) -> int:
         """Fill `buffer` from `offset` of the file; how many bytes there were. Raises DiskError."""
-        with disk_errors(self.path):
+        with self._in_use():
             if hasattr(os, "preadv"):
                 return os.preadv(self._fd, [buffer], offset)
             with self._seek:  # macOS before 11 and Windows have no preadv
@@ -216,12 +228,12 @@ class Partial:
 
     def sync(self) -> None:
         """Bring what was written to the disk itself. Raises DiskError."""
-        with disk_errors(self.path):
+        with self._in_use():
             getattr(os, "fdatasync", os.fsync)(self._fd)
 
     def finish(self) -> None:
         """Sync the file with its size. Raises DiskError."""
-        with disk_errors(self.path):
+        with self._in_use():
             os.fsync(self._fd)
 
     def check_space(self) -> None:
@@ -229,16 +241,22 @@ class Partial:
         require_space(self.path, (self.total or 0) - self.received)
 
     def close(self) -> None:
-        """Let go of the files once the last writer is done."""
+        """Let go of the files once nobody reads or writes any more."""
         with self._changed:
             self._closed = self._ended = True
             self._changed.notify_all()
-            self._changed.wait_for(lambda: self._writers == 0)
+            self._changed.wait_for(lambda: self._users == 0)
             handles, self._fd, self._note = (self._fd, self._note), -1, -1
         with disk_errors(self.path):
             for handle in handles:
                 if handle >= 0:
                     os.close(handle)
+
+
+def held(path: Path) -> int:
+    """How many bytes of it an earlier process left."""
+    found = _read_note(note_of(path))
+    return sum(found[1]) if found else 0
 
 
 def require_space(path: Path, needed: int) -> None:
@@ -266,6 +284,14 @@ def sha256_of(partial: Partial) -> str:
             position += count
         if partial.ended and position == partial.prefix():
             return digest.hexdigest()
+
+
+def sync_along(partial: Partial, step: int = 64 << 20) -> None:
+    """Bring each `step` bytes to the disk while more arrive, so that the sync at the end is short."""
+    done = partial.received
+    while partial.wait_received(done + step):
+        done = partial.received
+        partial.sync()
 
 
 def git_id_of(partial: Partial) -> str:
@@ -319,10 +345,10 @@ def _pieces(total: int) -> int:
     return -(-total // PIECE)
 
 
-def _read_note(path: Path) -> tuple[Header, array[int], int] | None:
+def _read_note(path: Path) -> "tuple[Header, array[int], int] | None":
     """Header, bytes filled of each piece, and where those counts start; None if any of it is not sound."""
     try:
-        with path.open("rb", opener=lambda name, _flags: os.open(name, _OPEN)) as file:
+        with os.fdopen(os.open(path, _OPEN), "rb") as file:
             line = file.readline(_HEADER_LIMIT)
             header = Header.decode(line)
             if header is None or os.fstat(file.fileno()).st_size != len(line) + 4 * _pieces(header.total):
@@ -333,7 +359,7 @@ def _read_note(path: Path) -> tuple[Header, array[int], int] | None:
     return (header, filled, len(line)) if _sound(filled, header.total) else None
 
 
-def _sound(filled: array[int], total: int) -> bool:
+def _sound(filled: "array[int]", total: int) -> bool:
     return all(count <= min(PIECE, total - piece * PIECE) for piece, count in enumerate(filled))
 
 

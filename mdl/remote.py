@@ -1,9 +1,10 @@
 """Bytes at an address: one HTTP request with its redirects, secrets, limits and failures. Knows no files.
 
-Redirects are followed here and not by urllib3, because what may go along with them is our promise: the caller's
-headers go to the origin they were given for and to nobody else, and https never becomes http.
+Redirects are followed here and not by urllib3, because what may go along with them is our promise: the
+caller's headers go to the origin they were given for and to nobody else, and https never becomes http.
 """
 
+import contextlib
 import datetime
 import email.utils
 import random
@@ -53,6 +54,9 @@ class Limits:
     redirects: int = 10
 
 
+DEFAULTS = Limits()
+
+
 @dataclass(frozen=True, slots=True, repr=False)
 class Remote:
     """Where bytes are. `headers` may hold secrets: they are sent to the origin of `url` only."""
@@ -88,7 +92,7 @@ class Transient(NetworkError):
         self.wait = wait
 
 
-class Stopped(Exception):  # noqa: N818  not an error: somebody asked for it
+class Stopped(Exception):
     """The client was stopped while it was at work."""
 
 
@@ -103,7 +107,7 @@ def origin_of(url: str) -> tuple[str, str, int]:
 
 
 def shown(url: str) -> str:
-    """`url` as messages may show it: without user, password, query and fragment, any of which may be a secret."""
+    """`url` as messages may show it: without user, password, query and fragment, where secrets are."""
     scheme, host, port = origin_of(url)
     number = "" if port in (80, 443) else f":{port}"
     path = urllib.parse.quote(urllib.parse.urlsplit(url).path, safe="/%:@~!$&'()*+,;=")
@@ -111,10 +115,11 @@ def shown(url: str) -> str:
 
 
 class Answer:
-    """An open response of status 200 or 206, or any status for `Client.get`. Close it."""
+    """An open response. `remote` is where the redirects led, with the headers that may go there. Close it."""
 
-    def __init__(self, raw: "BaseHTTPResponse", url: str, redirected: bool, chain: str) -> None:
-        self._raw, self.url, self.redirected, self.chain = raw, url, redirected, chain
+    def __init__(self, raw: "BaseHTTPResponse", remote: Remote, redirected: bool) -> None:
+        self._raw, self.remote, self.redirected = raw, remote, redirected
+        self.url = remote.url
         self.status = raw.status
         self.headers = {name.lower(): value for name, value in raw.headers.items()}
 
@@ -131,7 +136,7 @@ class Answer:
 
     @property
     def length(self) -> int | None:
-        """Content-Length, None where there is none or the body is chunked. Raises NetworkError for nonsense."""
+        """Content-Length, None if there is none or the body is chunked. Raises NetworkError for nonsense."""
         text = self.headers.get("content-length")
         if text is None or "transfer-encoding" in self.headers:
             return None
@@ -150,7 +155,7 @@ class Answer:
 
     @property
     def validator(self) -> str | None:
-        """What If-Range may be given: a strong ETag, or a Last-Modified that RFC 9110 8.8.2.2 calls strong."""
+        """What If-Range may be given: a strong ETag or Last-Modified (RFC 9110 8.8.2.2), else None."""
         etag = self.headers.get("etag", "")
         if re.fullmatch(r'"[\x21\x23-\x7e\x80-\xff]*"', etag):
             return etag
@@ -163,14 +168,14 @@ class Answer:
         coding = self.headers.get("content-encoding", "").strip().lower()
         if coding not in _PLAIN_CODINGS:
             raise NetworkError(
-                f"{shown(self.url)} sent the bytes compressed ({coding[:20]}) though plain ones were asked for"
+                f"{shown(self.url)} sent compressed bytes ({coding[:20]}) though plain ones were asked for"
             )
 
 
 class Client:
     """Asks servers. Safe to use from several threads; `stop` ends what they are doing."""
 
-    def __init__(self, limits: Limits = Limits(), proxies: Mapping[str, str] | None = None) -> None:
+    def __init__(self, limits: Limits = DEFAULTS, proxies: Mapping[str, str] | None = None) -> None:
         """`proxies` maps a scheme, `all` or `no` to an address; None means what the system says."""
         self.limits = limits
         self._proxies = urllib.request.getproxies() if proxies is None else dict(proxies)
@@ -182,8 +187,10 @@ class Client:
         self._busy: dict[int, socket.socket] = {}
 
     def get(self, remote: Remote, max_bytes: int, *, method: str = "GET") -> Response:
-        """A small body with whatever status, after retries and redirects. Raises NetworkError, also when it is
-        longer than `max_bytes`."""
+        """A small body with whatever status, after retries and redirects.
+
+        Raises NetworkError, also for a body of more than `max_bytes`.
+        """
 
         def once() -> Response:
             answer = self.send(remote, {}, method)
@@ -203,10 +210,8 @@ class Client:
             answer = self.open(remote, {"Range": f"bytes={start}-{start + size - 1}"})
             try:
                 answer.refuse_coding()
-                if (
-                    answer.status != (206 if start else answer.status)
-                    or (answer.extent or (start,))[0] != start
-                ):
+                begins = answer.extent[0] if answer.extent else 0 if answer.status == 200 else None
+                if begins != start:
                     raise NetworkError(f"{shown(answer.url)} cannot send a part of the file")
                 return _read_up_to(answer, size)
             finally:
@@ -215,12 +220,13 @@ class Client:
         return self.patiently(once)
 
     def open(self, remote: Remote, headers: Mapping[str, str]) -> Answer:
-        """The answer to one GET if it is 200 or 206, or 416 to a range. Raises MdlError, Transient if it may pass."""
+        """The answer to one GET: 200, 206, or 416 to a range. Raises MdlError; Transient if that may pass."""
         answer = self.send(remote, headers)
         if answer.status in (200, 206) or (answer.status == 416 and "Range" in headers):
             return answer
         answer.close()
-        raise refusal(answer.status, answer.url, answer.headers, answer.redirected)
+        elsewhere = origin_of(answer.url) != origin_of(remote.url)
+        raise refusal(answer.status, answer.url, elsewhere)
 
     def send(self, remote: Remote, headers: Mapping[str, str], method: str = "GET") -> Answer:
         """One request and its redirects. Raises Transient for an answer that asks to come again."""
@@ -236,25 +242,36 @@ class Client:
             seen.add(url)
             if origin_of(url) != origin_of(previous):  # never given back, even if the chain returns
                 own = {name: value for name, value in own.items() if name.lower() in _HARMLESS}
-        answer = Answer(raw, url, redirected=len(seen) > 1, chain=remote.url)
+        answer = Answer(raw, Remote(url, own), redirected=len(seen) > 1)
         if answer.status in PASSING:
             answer.close()
             raise self._slowed(answer)
         return answer
 
-    def patiently(self, attempt: Callable[[], T]) -> T:
-        """What `attempt` returns, tried again while it raises Transient and the retries last."""
+    def patiently(self, attempt: Callable[[], T], tell: Callable[[str, float], None] | None = None) -> T:
+        """What `attempt` returns, tried again while it raises Transient and the retries last.
+
+        `tell` is called with the reason and the seconds before each wait.
+        """
         for failures in range(1, self.limits.retries + 1):
             try:
                 return attempt()
             except Transient as trouble:
-                self.sleep(self.delay(failures, trouble.wait))
+                self.pause(failures, trouble, tell)
         return attempt()
+
+    def pause(
+        self, failures: int, trouble: Transient, tell: Callable[[str, float], None] | None = None
+    ) -> None:
+        """Wait after so many failures in a row, of which `trouble` was the last. Raises Stopped."""
+        seconds = self.delay(failures, trouble.wait)
+        if tell and not self._stopping.is_set():
+            tell(trouble.message, seconds)
+        self.sleep(seconds)
 
     def delay(self, failures: int, asked: float | None) -> float:
         """Seconds to wait after so many failures in a row, longer if the server asked for it, bounded."""
-        jitter = random.uniform(0.5, 1.5)  # noqa: S311  spreads clients, protects nothing
-        own = self.limits.backoff * 2 ** (failures - 1) * jitter
+        own: float = self.limits.backoff * 2 ** (failures - 1) * random.uniform(0.5, 1.5)
         return min(max(own, asked or 0), self.limits.longest_wait)
 
     def sleep(self, seconds: float) -> None:
@@ -323,7 +340,7 @@ class Client:
 
     def _proxy(self, url: str) -> str | None:
         scheme, host, port = origin_of(url)
-        if urllib.request.proxy_bypass_environment(f"{host}:{port}", self._proxies):
+        if urllib.request.proxy_bypass_environment(f"{host}:{port}", self._proxies):  # type: ignore[attr-defined]
             return None
         return self._proxies.get(scheme) or self._proxies.get("all")
 
@@ -339,10 +356,10 @@ class Client:
         return manager
 
 
-def refusal(status: int, url: str, headers: Mapping[str, str], redirected: bool = False) -> MdlError:
-    """The error for an answer that is not what was asked for."""
+def refusal(status: int, url: str, elsewhere: bool = False) -> MdlError:
+    """The error for an answer of that status; `elsewhere` if a redirect led to another origin."""
     where = shown(url)
-    if status in (401, 403) and redirected:  # a signed address that ran out: the origin gives a new one
+    if status in (401, 403) and elsewhere:  # a signed address that ran out: the origin gives a new one
         return Transient(f"{where} answered {status} (the address may have expired)")
     if status in (401, 403):
         return AuthError(f"{where} wants other credentials ({status})", hint="check the token and its rights")
@@ -440,12 +457,10 @@ def _watched_pools(client: Client) -> dict[str, Any]:
 
 
 def _shut(connection: socket.socket) -> None:
-    try:
+    with contextlib.suppress(OSError, TypeError):  # closed already; or TLS in TLS, which is no socket
         # The base class's method: SSLSocket's own forgets its TLS state, and the reader would then be given
         # what is left in the kernel's buffer as if it were plain text.
         socket.socket.shutdown(connection, socket.SHUT_RDWR)
-    except OSError:
-        pass  # closed already
 
 
 class _network_errors:  # noqa: N801  reads as a statement
