@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 from mdl.errors import IntegrityError, MdlError, NetworkError
-from mdl.gather import TICK, StartOver, join, spawn
+from mdl.gather import TICK, Crew, StartOver, join, spawn
 from mdl.partial import Partial, discard, git_id_of, held, require_space, sha256_of, sync_along
 from mdl.remote import DEFAULTS, Answer, Client, Limits, Remote, Stopped, Transient, shown
 
