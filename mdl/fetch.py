@@ -9,11 +9,13 @@ import secrets
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mdl.errors import Busy, DiskError, IntegrityError
 from mdl.model import METADATA_NAME, File, Manifest, Model
+from mdl.partial import discard
 from mdl.reference import show
 from mdl.store import Store, copy, disk_errors, now, write_metadata
 from mdl.transports import Transport
@@ -89,9 +91,7 @@ class Fetcher:
         other. Tells by key which of them really keep others out."""
         names = {_key(manifest, file): file.name for file in manifest.files}
         return {
-            key: locks.enter_context(
-                self.store.transfer_lock(key, lambda name=names[key]: self.waiting(name))
-            )
+            key: locks.enter_context(self.store.transfer_lock(key, partial(self.waiting, names[key])))
             for key in sorted(names)
         }
 
@@ -113,31 +113,32 @@ class Fetcher:
         settled = self._settle(manifest)
         missing = [file for file in settled if force or not self.store.has_blob(file)]
 
-        def partial(key: str) -> Path:  # of one's own where locks keep nobody else out of it
+        def place(key: str) -> Path:  # of one's own where locks keep nobody else out of it
             return self.store.partial(key if trusted[key] else f"{key}.{secrets.token_hex(8)}")
 
-        paths = {_key(manifest, file): partial(_key(manifest, file)) for file in missing}
+        paths = {_key(manifest, file): place(_key(manifest, file)) for file in missing}
         received = self._receive(manifest, missing, paths.__getitem__)
         for key, content in received.items():
             self.store.keep(paths[key], content.sha256)
+            discard(paths[key])
         return [_with_content(file, received.get(_key(manifest, file))) for file in settled]
 
     def _receive(
-        self, manifest: Manifest, files: Sequence[File], partial: Callable[[str], Path]
+        self, manifest: Manifest, files: Sequence[File], place: Callable[[str], Path]
     ) -> dict[str, "Received"]:
         """Fetch each content once into its partial file, however many files have it; what came, by key."""
         from mdl.download import Expected, Job
 
         wanted = {_key(manifest, file): file for file in files}
-        _check_space(wanted.values(), [partial(key) for key in wanted])
+        _check_space(list(wanted.values()), [place(key) for key in wanted])
         received, jobs = {}, {}
         for key, file in wanted.items():
             source = self.transport.remote(manifest, file)
             if isinstance(source, Path):
-                received[key] = _copy_verified(source, file, partial(key))
+                received[key] = _copy_verified(source, file, place(key))
             else:
                 expected = Expected(file.size, file.sha256, file.git_id)
-                jobs[key] = Job(file.name, source, expected, partial(key))
+                jobs[key] = Job(file.name, source, expected, place(key))
         results = self.downloader.fetch_all(list(jobs.values())) if jobs else []
         return received | dict(zip(jobs, results, strict=True))
 

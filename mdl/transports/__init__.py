@@ -10,7 +10,7 @@ from mdl.reference import Reference
 
 if TYPE_CHECKING:
     from mdl.config import Settings
-    from mdl.download import Remote
+    from mdl.remote import Remote
 
 TRANSPORTS = {
     "hf": "mdl.transports.huggingface:HuggingFace",

@@ -1,0 +1,280 @@
+"""Hugging Face: what a repository holds and where its bytes are. Knows no cache.
+
+huggingface_hub speaks the hub's API (addresses, tokens, pages, error codes); its requests are carried by our
+own client, which bounds, retries and keeps secrets at home, and the files are fetched by `download`.
+"""
+
+import contextlib
+import difflib
+import logging
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+import httpx2
+from huggingface_hub import HfApi, constants, errors, get_token, set_client_factory
+from huggingface_hub.hf_api import RepoFile
+
+from mdl.errors import (
+    AuthError,
+    IntegrityError,
+    MdlError,
+    NetworkError,
+    NotFound,
+    UnsupportedModel,
+    UsageError,
+)
+from mdl.filename import role
+from mdl.model import File, Manifest, Revision
+from mdl.reference import Reference, show
+from mdl.remote import Client, Limits, Remote, origin_of, shown
+from mdl.variants import Choice, choose, labels
+
+if TYPE_CHECKING:
+    from mdl.config import Settings
+
+MAIN = "main"
+MOST_ENTRIES = 10_000  # of a listing; models have some hundred files
+LARGEST_ANSWER = 32 << 20  # bytes; a page of 1,000 files takes about 400 kB
+# Somebody waits for an answer of a few kB: fewer retries than a download of hours gets.
+_LIMITS = Limits(retries=3, backoff=0.5, longest_wait=30)
+
+
+MOST_SHOWN = 12  # names in a hint
+SHORTEST_COMMIT = 7
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_UNDERSTOOD = ("content-type", "link", "x-error-code", "x-error-message")
+_SPELLING = "write it as org/name, as in the address of its page"
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """The files of a repository at one commit, as they were listed."""
+
+    revision: Revision
+    files: dict[str, RepoFile]
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        return {name: file.size for name, file in self.files.items() if isinstance(file.size, int)}
+
+
+class HuggingFace:
+    """The models of a hub."""
+
+    def __init__(self, settings: "Settings") -> None:
+        self._endpoint = settings.hf_endpoint
+        _WIRE.origins.add(origin_of(self._endpoint))
+        self._token = _token()
+        self._api = HfApi(endpoint=self._endpoint, token=self._token or False)
+
+    def manifest(self, reference: Reference) -> Manifest:
+        """What a repository has under this reference, at one commit for all files.
+
+        The version is a quantization, else a file, else a revision. A revision keeps its name as the version,
+        and the note says which quantization was chosen there.
+        """
+        with self._words(reference):
+            tree, choice = self._choose(reference)
+        files = [_file(name, tree.files[name]) for name in choice.files]
+        _refuse_collisions(files)
+        return Manifest(
+            reference.with_version(choice.version, reference.pin),
+            tuple(files),
+            tree.revision,
+            source=f"{self._endpoint}/{reference.path}",
+            note=choice.note,
+        )
+
+    def remote(self, manifest: Manifest, file: File) -> Remote:
+        """Where the hub has a file at the commit of the manifest; the token goes to the hub alone."""
+        place = f"{manifest.reference.path}/resolve/{manifest.revision.commit}/{quote(file.name)}"
+        headers = {"Authorization": f"Bearer {self._token}"} if self._token else {}
+        return Remote(f"{self._endpoint}/{place}", headers)
+
+    def _choose(self, reference: Reference) -> tuple["Tree", Choice]:
+        version = None if reference.version == MAIN else reference.version
+        tree = self._tree(reference, reference.pin)
+        choice = choose(tree.sizes, version, MAIN)
+        if choice is not None:
+            return tree, choice
+        assert version is not None
+        if reference.pin is not None:
+            raise self._no_version(reference, tree, revisions=False)
+        try:
+            tree = self._tree(reference, version)
+        except errors.RevisionNotFoundError:
+            raise self._no_version(reference, tree, revisions=True) from None
+        choice = choose(tree.sizes, None, version)
+        assert choice is not None
+        note = "" if choice.version == version else f"{choice.version} of {version} was chosen"
+        return tree, replace(choice, version=version, note=note)
+
+    def _tree(self, reference: Reference, revision: str | None) -> "Tree":
+        """The files at a revision, all of the one commit that it is now."""
+        info = self._api.model_info(reference.path, revision=revision, expand=["sha", "gated"])
+        if info.gated:  # anybody may list its files, and only their bytes are refused
+            self._api.auth_check(reference.path)
+        commit = info.sha or ""
+        if not _COMMIT.fullmatch(commit):
+            raise ValueError("it names no commit")
+        files: dict[str, RepoFile] = {}
+        for entry in self._api.list_repo_tree(reference.path, revision=commit, recursive=True):
+            if isinstance(entry, RepoFile):
+                if entry.path in files:
+                    raise IntegrityError(f"{reference.model} lists {show(entry.path)} twice")
+                files[entry.path] = entry
+            if len(files) > MOST_ENTRIES:
+                raise UnsupportedModel(f"more than {MOST_ENTRIES:,} files", hint="is it a model?")
+        return Tree(self._revision(reference, revision, commit), files)
+
+    def _revision(self, reference: Reference, name: str | None, commit: str) -> Revision:
+        if name in (None, MAIN):
+            return Revision("branch", MAIN, commit)
+        if len(name) >= SHORTEST_COMMIT and commit.startswith(name):
+            return Revision("commit", "", commit)
+        tags = {tag.name for tag in self._api.list_repo_refs(reference.path).tags}
+        return Revision("tag" if name in tags else "branch", name, commit)
+
+    # What can go wrong
+
+    @contextlib.contextmanager
+    def _words(self, reference: Reference) -> Iterator[None]:
+        """Turn what huggingface_hub raises into errors in a person's words."""
+        model = reference.model
+        try:
+            yield
+        except UnsupportedModel as error:
+            raise UnsupportedModel(f"{model} holds {error.message}", error.hint) from None
+        except errors.GatedRepoError:
+            raise self._gated(reference) from None
+        except errors.DisabledRepoError:
+            raise NotFound(f"{model} was disabled by its hub", hint="look for another copy of it") from None
+        except errors.RevisionNotFoundError:
+            raise self._no_revision(reference) from None
+        except errors.RepositoryNotFoundError:
+            raise self._no_repository(reference) from None
+        except errors.HfHubHTTPError as error:
+            raise self._refused(error.response.status_code) from None
+        except errors.HFValidationError:
+            raise UsageError(f"{model} cannot be the name of a repository", hint=_SPELLING) from None
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise NetworkError(
+                f"{self._endpoint} answered with something that is not the hub's: {show(str(error))}",
+                hint="check HF_ENDPOINT and the network",
+            ) from None
+
+    def _no_repository(self, reference: Reference) -> NotFound:
+        if self._token:
+            hint = "check the spelling; the token may not be allowed to see it"
+        else:
+            hint = "check the spelling; for a private one log in (hf auth login) or set HF_TOKEN"
+        return NotFound(f"{reference.model} does not exist or is private", hint)
+
+    def _gated(self, reference: Reference) -> AuthError:
+        page = f"{self._endpoint}/{reference.path}"
+        if self._token:
+            return AuthError(
+                f"{reference.model} is gated, and the account of your token has no access",
+                hint=f"open {page}, accept its conditions with that account, and wait to be let in",
+            )
+        return AuthError(
+            f"{reference.model} is gated: its owner wants to know who downloads it",
+            hint=f"open {page}, accept its conditions, then log in (hf auth login) or set HF_TOKEN",
+        )
+
+    def _refused(self, status: int) -> MdlError:
+        if status in (401, 403):
+            what = "refuses your token" if self._token else "wants a token"
+            hint = "log in again (hf auth login) or correct HF_TOKEN"
+            return AuthError(f"{shown(self._endpoint)} {what} ({status})", hint)
+        return NetworkError(f"{shown(self._endpoint)} answered {status}", hint="check HF_ENDPOINT")
+
+    def _no_revision(self, reference: Reference) -> NotFound:
+        return NotFound(
+            f"{reference.model} has no revision {show(reference.pin or MAIN)}",
+            hint=f"there are: {', '.join(self._revisions(reference, reference.pin or ''))}",
+        )
+
+    def _no_version(self, reference: Reference, tree: "Tree", *, revisions: bool) -> NotFound:
+        version = reference.version or ""
+        there = _nearest(version, labels(tree.files))
+        hint = f"versions: {', '.join(there)}" if there else "it has one version: leave it out"
+        if revisions:
+            hint += f"; revisions: {', '.join(self._revisions(reference, version))}"
+        place = f"{reference.model}@{reference.pin}" if reference.pin else str(reference.model)
+        return NotFound(f"{place} has no version {show(version)}", hint)
+
+    def _revisions(self, reference: Reference, wanted: str) -> list[str]:
+        refs = self._api.list_repo_refs(reference.path)
+        return _nearest(wanted, [ref.name for ref in (*refs.branches, *refs.tags)])
+
+
+def _nearest(wanted: str, names: list[str]) -> list[str]:
+    """The names, bounded and inert, those that are spelled alike first."""
+    close = difflib.get_close_matches(wanted, names, n=3)
+    return [show(name)[1:-1] for name in dict.fromkeys([*close, *names])][:MOST_SHOWN]
+
+
+def _file(name: str, entry: RepoFile) -> File:
+    """A listed file. The id of an LFS file is that of its pointer, so only its sha256 counts."""
+    if entry.lfs is not None:
+        return File(name, entry.lfs.size, sha256=entry.lfs.sha256, role=role(name))
+    return File(name, entry.size, git_id=entry.blob_id, role=role(name))
+
+
+def _refuse_collisions(files: list[File]) -> None:
+    seen: dict[str, str] = {}
+    for file in files:
+        other = seen.setdefault(file.name.casefold(), file.name)
+        if other != file.name:
+            raise IntegrityError(f"{show(other)} and {show(file.name)} would be one file on some systems")
+
+
+def _token() -> str | None:
+    """The user's token: HF_TOKEN, or what `hf auth login` has stored."""
+    try:
+        return get_token()
+    except (OSError, UnicodeDecodeError, errors.OIDCError, httpx2.HTTPError) as error:
+        raise AuthError(
+            f"the Hugging Face token cannot be read ({type(error).__name__})",
+            hint="hf auth login, or set HF_TOKEN",
+        ) from None
+
+
+class _Wire(httpx2.BaseTransport):
+    """Carries the requests of huggingface_hub. `origins` are the hubs; nobody else is asked, whatever a
+    redirect or a link to the next page says, since every request may bring the token."""
+
+    def __init__(self) -> None:
+        self.origins: set[tuple[str, str, int]] = set()
+        self._client = Client(_LIMITS)
+        self._plain = httpx2.HTTPTransport()
+
+    def handle_request(self, request: httpx2.Request) -> httpx2.Response:
+        url = str(request.url)
+        if origin_of(url) not in self.origins:
+            raise NetworkError(f"the hub sends on to {shown(url)}, which is none", hint="check HF_ENDPOINT")
+        if request.method != "GET":  # an expiring login is renewed by POST
+            return self._plain.handle_request(request)
+        headers = {
+            name: request.headers[name] for name in ("Authorization", "Accept") if name in request.headers
+        }
+        answer = self._client.get(Remote(url, headers), LARGEST_ANSWER)
+        if answer.body.lstrip()[:1] == b"<" and answer.status < 400:
+            raise NetworkError(
+                f"{shown(answer.url)} answered with a web page",
+                hint="does this network want you to log in first?",
+            )
+        kept = {name: value for name, value in answer.headers.items() if name in _UNDERSTOOD}
+        if answer.body.strip() == b"[]":
+            kept.pop("link", None)  # empty pages could go on for ever
+        return httpx2.Response(answer.status, headers=kept, content=answer.body, request=request)
+
+
+_WIRE = _Wire()
+constants.HF_HUB_DISABLE_TELEMETRY = True  # else the first request asks an address of its own
+logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)  # what matters is raised
+set_client_factory(lambda: httpx2.Client(transport=_WIRE, timeout=_LIMITS.read_timeout))

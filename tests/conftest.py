@@ -1,0 +1,33 @@
+"""What tests share: a hub on loopback, and a library on an empty cache."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hub import Hub
+
+from mdl.config import Settings
+from mdl.library import Library
+
+# Whoever runs the tests may be logged in somewhere; huggingface_hub reads this when it is imported.
+os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="mdl-tests-")
+for _name in ("HF_TOKEN", "HF_TOKEN_PATH", "HUGGING_FACE_HUB_TOKEN", "HF_OIDC_RESOURCE", "HF_ENDPOINT"):
+    os.environ.pop(_name, None)
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    with Hub() as running:
+        yield running
+
+
+@pytest.fixture
+def settings(tmp_path: Path, hub: Hub) -> Settings:
+    return Settings(tmp_path / "home", hf_endpoint=hub.url)
+
+
+@pytest.fixture
+def library(settings: Settings) -> Library:
+    return Library(settings)
