@@ -163,7 +163,21 @@ class Library:
             raise UnsupportedModel(f"{model.reference}: {model.problem}", hint=f"mdl rm {model.reference}")
         found = identify(model.place or model.folder)
         if isinstance(found, Refusal):
-            raise UnsupportedModel(found.message, found.hint)
+            raise found.error()
+        return found
+
+    def runnable(self, model: Model, kind: str = "model") -> "Weights":
+        """What an engine loads of a model. Raises UnsupportedModel for what is stored here but cannot run."""
+        found = self.weights(model)
+        if found.kind != kind:
+            raise UnsupportedModel(
+                f"{model.reference} is of the kind {found.kind}, not {kind}", _ROLE_HINTS.get(found.kind, "")
+            )
+        if found.format != "gguf":
+            raise UnsupportedModel(
+                f"{model.reference} has its weights as {found.format}, which llama.cpp does not load",
+                hint="look for a GGUF version of this model",
+            )
         return found
 
     # The steps of a resolution
@@ -182,7 +196,7 @@ class Library:
             steps.append(Step("path", "found", str(path.absolute())))
             return model
         if model.is_model or _is_written_as_path(text):
-            raise UnsupportedModel(model.message, model.hint)
+            raise model.error()
         steps.append(Step("path", "miss", f"{path} exists but is no model: {model.what}"))
         return None
 
@@ -264,14 +278,14 @@ class Library:
 
     def _abbreviated(self, reference: Reference, text: str) -> Model | None:
         """The one model whose name ends so; UsageError, with the candidates, when there are several."""
-        wanted = reference.path.split("/")
-        versioned = [*wanted, *([reference.version] if reference.version else [])]
+        wanted = f"/{reference.path}"
+        versioned = f"{wanted}/{reference.version}" if reference.version else wanted
         found: dict[Reference, Reference] = {}
         for candidate, _ in self.store.names():
-            segments = [candidate.host, *candidate.path.split("/")]
-            if candidate.version and [*segments, candidate.version][-len(versioned) :] == versioned:
+            name = f"/{candidate.host}/{candidate.path}"
+            if candidate.version and f"{name}/{candidate.version}".casefold().endswith(versioned.casefold()):
                 found[candidate.model] = candidate
-            elif reference.version is None and segments[-len(wanted) :] == wanted:
+            elif reference.version is None and name.endswith(wanted):
                 found.setdefault(candidate.model, candidate.model)
         if len(found) > 1:
             names = ", ".join(sorted(str(model) for model in found.values()))
@@ -337,6 +351,13 @@ class Library:
                 target.unlink(missing_ok=True)
                 copy(model.folder / file.name, target)
         return replace(model, folder=destination)
+
+
+_ROLE_HINTS = {
+    "adapter": "name its base model, and the adapter with --adapter",
+    "projector": "name the model that it belongs to",
+    "model": "a model goes before the adapter: mdl chat MODEL --adapter ADAPTER",
+}
 
 
 def describe(folder: Path) -> Model:

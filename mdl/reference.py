@@ -14,6 +14,7 @@ from typing import Literal
 from urllib.parse import quote, unquote
 
 from mdl.errors import UsageError
+from mdl.filename import quantization_of
 
 HUGGING_FACE = "huggingface.co"
 OLLAMA = "registry.ollama.ai"
@@ -43,10 +44,6 @@ ONE_VERSION = ("https", "http", "file")  # an address has no versions: what lies
 ONLY = "latest"
 LONGEST = 2048  # characters of a whole reference
 LONGEST_SEGMENT = 255  # bytes of a file name, on every file system that matters
-QUANTIZATION = re.compile(
-    r"(UD-)?(I?Q\d+(_\d+)*(_[KSMLX0]+)*(_(XXS|XS|S|M|NL|L|XL|XXL))?|TQ\d_\d|MXFP4(_MOE)?|NVFP4|B?F(16|32)|F64)",
-    re.IGNORECASE,
-)
 _HOST = re.compile(
     r"(?=.{1,253}(:|$))[a-z0-9]([a-z0-9_-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9_-]*[a-z0-9])?)*(:\d{1,5})?"
 )
@@ -77,7 +74,7 @@ class Reference:
     def __post_init__(self) -> None:
         for part in (self.host, self.path, self.version or "", self.pin or ""):
             _refuse_invisible(part)
-        if self.host and not _HOST.fullmatch(self.host):
+        if not _HOST.fullmatch(self.host) and (self.host or self.scheme not in ("short", "file")):
             raise UsageError(f"{show(self.host)} is not a host name", hint=_HINT)
         _check_segments(self.path.removeprefix("/").split("/"), is_file=self.scheme == "file")
         for part in (self.version, self.pin):
@@ -187,7 +184,9 @@ def show(text: str, length: int = 60) -> str:
 
 def canonical_version(version: str) -> str:
     """Quantizations are upper case, however they were typed; everything else stays."""
-    return version.upper() if QUANTIZATION.fullmatch(version) else version
+    found = quantization_of(f"{version}.gguf")
+    same = found is not None and len(found) == len(version)
+    return found if found and same else version
 
 
 def _refuse_invisible(text: str) -> None:
@@ -246,7 +245,7 @@ def _split(text: str) -> tuple[str, str | None, str | None]:
     path, colon, version = text.partition(":")
     if (colon and not version) or (at and not pin):
         raise UsageError(f"nothing follows the ':' or '@' in {show(text + at)}", hint=_HINT)
-    return path, canonical_version(unquote(version)) if colon else None, pin if at else None
+    return path, unquote(version) if colon else None, pin if at else None
 
 
 def _check_name(*segments: str) -> None:
@@ -266,8 +265,8 @@ def _parse_hugging_face(text: str) -> Reference:
             f"{show(text)} has two versions: {show('/'.join(rest))} and {show(version)}", hint=_HINT
         )
     if rest:
-        version = canonical_version(unquote("/".join(rest)))
-    return Reference("hf", HUGGING_FACE, "/".join(name), version, pin)
+        version = unquote("/".join(rest))
+    return _hugging_face("/".join(name), version, pin)
 
 
 def _parse_hugging_face_page(path: str, query: str) -> Reference:
@@ -282,7 +281,11 @@ def _parse_hugging_face_page(path: str, query: str) -> Reference:
     quantization = re.search(r"show_file_info=([^&]+)", query)  # what the page of a GGUF file adds
     if quantization and not file:
         file = unquote(quantization[1])
-    return Reference("hf", HUGGING_FACE, "/".join(name), file or None, None if pin == "main" else pin or None)
+    return _hugging_face("/".join(name), file or None, None if pin == "main" else pin or None)
+
+
+def _hugging_face(path: str, version: str | None, pin: str | None) -> Reference:
+    return Reference("hf", HUGGING_FACE, path, canonical_version(version) if version else version, pin)
 
 
 def _revision_and_file(tail: list[str]) -> tuple[str, str]:
@@ -298,7 +301,7 @@ def _parse_ollama(text: str) -> Reference:
     path, version, pin = _split(text)
     segments = path.split("/")
     if len(segments) == 3 and version is None:
-        version = canonical_version(segments.pop())
+        version = segments.pop()
     if len(segments) == 1:
         segments.insert(0, "library")
     if len(segments) != 2:

@@ -11,11 +11,26 @@ from mdl.cli.options import Json, ModelOption, Offline, Pull
 from mdl.errors import UsageError
 
 if TYPE_CHECKING:
-    from mdl.engine import Engine
-    from mdl.engine.request import EngineSettings, Sampling
+    from pathlib import Path
+
+    from mdl.engine.request import EngineFiles, EngineSettings, Sampling
     from mdl.library import Library
 
 AUTO = "auto"
+UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
+LARGEST_INPUT = 64 << 20  # bytes of a prompt from a pipe
+
+ContextSize = Annotated[
+    int | None, typer.Option("--ctx", metavar="TOKENS", help="Tokens of prompt and answer together.")
+]
+GpuLayers = Annotated[
+    str, typer.Option(metavar="auto|N", help="Layers on the GPU; auto: all, where llama.cpp has one.")
+]
+Threads = Annotated[int | None, typer.Option(metavar="N", help="Threads on the CPU.")]
+Adapters = Annotated[
+    list[str] | None,
+    typer.Option("--adapter", metavar="MODEL[=SCALE]", help="A LoRA adapter to apply; may be repeated."),
+]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -24,19 +39,197 @@ def add_to(app: typer.Typer) -> None:
     app.command("serve")(serve)
 
 
-Context = Annotated[int | None, typer.Option("--ctx", metavar="TOKENS", help="Tokens of prompt and answer together.")]
-GpuLayers = Annotated[str, typer.Option(metavar="auto|N", help="Layers on the GPU; auto is all where there is one.")]
-Threads = Annotated[int | None, typer.Option(metavar="N", help="Threads on the CPU.")]
+def chat(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="MODEL [PROMPT]", help="Whom to ask, and what; without PROMPT a conversation."
+        ),
+    ] = None,
+    model: ModelOption = None,
+    system: Annotated[str | None, typer.Option(metavar="TEXT", help="Instructions for the model.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="0 takes the likeliest word each time.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Choose among the likeliest, up to this sum.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Choose among this many.")] = None,
+    seed: Annotated[int | None, typer.Option(help="The same seed gives the same answer.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="The longest answer.")] = None,
+    stop: Annotated[
+        list[str] | None, typer.Option(metavar="TEXT", help="End the answer before TEXT; may be repeated.")
+    ] = None,
+    context: ContextSize = None,
+    gpu_layers: GpuLayers = AUTO,
+    threads: Threads = None,
+    adapter: Adapters = None,
+    session: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Go on with a saved conversation.")
+    ] = None,
+    think: Annotated[
+        bool | None, typer.Option("--think/--no-think", help="Let the model think first, or not.")
+    ] = None,
+    stats: Annotated[bool, typer.Option("--stats", help="Tell tokens and speed after each answer.")] = False,
+    pull: Pull = None,
+    offline: Offline = False,
+) -> int:
+    """Ask a model: one answer for a prompt or a pipe, else a conversation."""
+    from mdl.engine import Engine
+
+    name, prompt = _model_and_prompt(words or [], model)
+    settings = _engine_settings(context, gpu_layers, threads, parallel=1)
+    sampling = _sampling(temperature, top_p, top_k, seed, max_tokens, stop)
+    with Engine() as engine:  # starts now, while the rest is still being decided
+        asked = _with_piped(prompt)
+        library = options.open_library(pull, offline)
+        engine.load(_files(library, name, adapter or []), settings)
+        from mdl.chat import Options
+
+        chosen = Options(name, system, sampling, think, stats, session)
+        if asked is not None:
+            from mdl.chat.answer import answer_once
+
+            return answer_once(engine, asked, chosen)
+        from mdl.chat.conversation import converse
+
+        def open_model(text: str) -> Engine:
+            other = Engine()
+            other.load(_files(library, text, adapter or []), settings)
+            return other
+
+        return converse(engine, chosen, open_model)
 
 
-def engine_settings(context: int | None, gpu_layers: str, threads: int | None, parallel: int) -> "EngineSettings":
+def _model_and_prompt(words: list[str], option: str | None) -> tuple[str, str]:
+    """The model stands first, unless --model names it."""
+    if option is None and not words:
+        raise UsageError("which model?", hint='for instance: mdl chat demo "What is the capital of France?"')
+    if option is not None:
+        return option, " ".join(words)
+    return words[0], " ".join(words[1:])
+
+
+def _with_piped(prompt: str) -> str | None:
+    """The prompt with what was piped in below it; None when there is neither: then a person wants to talk."""
+    if sys.stdin is None or sys.stdin.isatty():
+        return prompt or None
+    piped = sys.stdin.buffer.read(LARGEST_INPUT + 1)
+    if len(piped) > LARGEST_INPUT:
+        raise UsageError(f"the input is longer than {ui.size(LARGEST_INPUT)}", hint="send less")
+    text = "\n\n".join(part for part in (prompt, piped.decode("utf-8", "replace").strip()) if part)
+    if not text:
+        raise UsageError("there is nothing to ask", hint="write a prompt, or pipe one in")
+    return text
+
+
+def _files(library: "Library", name: str, adapters: list[str]) -> "EngineFiles":
+    """What an engine loads for a model and its adapters."""
+    from mdl.engine.request import EngineFiles
+    from mdl.progress import watch
+
+    with watch(ask=True) as watched:
+        weights = library.runnable(library.get(name, watched))
+        found = [_adapter(library, text) for text in adapters]
+    return EngineFiles(weights.first, weights.projector, tuple(found))
+
+
+def _adapter(library: "Library", text: str) -> tuple["Path", float]:
+    name, sign, scale = text.rpartition("=")
+    try:
+        factor = float(scale) if sign else 1.0
+    except ValueError:
+        raise UsageError(
+            f"the scale of an adapter is a number, not {scale!r}", hint="--adapter MODEL=0.5"
+        ) from None
+    return library.runnable(library.get(name if sign else text), kind="adapter").first, factor
+
+
+def _engine_settings(
+    context: int | None, gpu_layers: str, threads: int | None, parallel: int
+) -> "EngineSettings":
     from mdl.engine.request import EngineSettings
 
-    layers = None if gpu_layers == AUTO else _whole(gpu_layers, "--gpu-layers")
+    if gpu_layers != AUTO and not gpu_layers.isdecimal():
+        raise UsageError(f"--gpu-layers cannot be {gpu_layers!r}", hint="auto, or a number of layers")
+    layers = None if gpu_layers == AUTO else int(gpu_layers)
     return EngineSettings(context=context, gpu_layers=layers, threads=threads, parallel=parallel)
 
 
-def _whole(text: str, option: str) -> int:
-    if not text.isdecimal():
-        raise UsageError(f"{option} cannot be {text!r}", hint="auto, or a number of layers")
-    return int(text)
+def _sampling(
+    temperature: float | None,
+    top_p: float | None,
+    top_k: int | None,
+    seed: int | None,
+    max_tokens: int | None,
+    stop: list[str] | None,
+) -> "Sampling":
+    from mdl.engine.request import Sampling
+
+    chosen = {
+        "temperature": temperature,
+        "top_p": top_p,
+        "top_k": top_k,
+        "seed": seed,
+        "max_tokens": max_tokens,
+    }
+    given = {name: value for name, value in chosen.items() if value is not None}
+    return Sampling(**given, stop=tuple(stop or ()))  # type: ignore[arg-type]
+
+
+def serve(
+    models: options.Models = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option("--model", "-m", metavar="MODEL", help="Serve only this; may be repeated."),
+    ] = None,
+    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes any that is free.")] = 3000,
+    api_key: Annotated[
+        str | None, typer.Option(metavar="KEY", help="What clients must send; better set as MDL_API_KEY.")
+    ] = None,
+    parallel: Annotated[int, typer.Option(min=1, max=64, help="Requests of a model answered at once.")] = 4,
+    context: ContextSize = None,
+    gpu_layers: GpuLayers = AUTO,
+    threads: Threads = None,
+    idle: Annotated[str, typer.Option(metavar="TIME", help="Unload a model after this; 0 is never.")] = "5m",
+    max_models: Annotated[int, typer.Option(min=1, max=64, help="Models loaded at once.")] = 3,
+    json: Json = False,
+    pull: Pull = None,
+    offline: Offline = False,
+) -> int:
+    """Serve models to programs, by OpenAI's HTTP API."""
+    from mdl.progress import watch
+    from mdl.server import ServeOptions
+    from mdl.server import serve as run_server
+
+    library = options.open_library(pull, offline)
+    names = (*(models or []), *(model or []))
+    for name in names:
+        with watch(json=json, ask=True) as watched:
+            library.runnable(library.get(name, watched))
+    chosen = ServeOptions(
+        host=host,
+        port=port,
+        api_key=api_key if api_key is not None else library.settings.api_key,
+        models=names,
+        engine=_engine_settings(context, gpu_layers, threads, parallel),
+        idle_seconds=_seconds(idle),
+        max_models=max_models,
+    )
+
+    def ready(address: str) -> None:
+        if json:
+            ui.show_json({"url": address})
+        else:
+            ui.out(f"mdl serves {', '.join(names) or 'all models of this machine'} on {address}")
+
+    return run_server(library, chosen, ready)
+
+
+def _seconds(text: str) -> float:
+    """90, 90s, 5m, 1h; 0 and - are never."""
+    number, factor = (text[:-1], UNITS[text[-1]]) if text[-1:] in UNITS else (text, 1.0)
+    try:
+        seconds = float(number) * factor
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < 1e9:
+        raise UsageError(f"--idle cannot be {text!r}", hint="for instance 30s, 5m, 1h, or 0 for never")
+    return seconds

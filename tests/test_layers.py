@@ -1,0 +1,147 @@
+"""Who may import whom, and which third-party package has which home. Read from the source, nothing is run."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent / "mdl"
+
+# package of ours -> packages of ours that it may import (errors may be imported by all)
+ALLOWED = {
+    "__init__": set(),
+    "__main__": {"cli"},
+    "cli": {
+        "ui",
+        "progress",
+        "config",
+        "library",
+        "engine",
+        "chat",
+        "server",
+        "listing",
+        "documents",
+        "inspection",
+        "reference",
+        "model",
+        "cli",
+        "__init__",
+    },
+    "progress": {"ui", "library"},
+    "ui": set(),
+    "chat": {"chat", "engine", "config", "ui"},
+    "server": {"server", "engine", "library", "config", "model", "reference", "__init__"},
+    "library": {
+        "store",
+        "transports",
+        "profiles",
+        "config",
+        "model",
+        "reference",
+        "fetch",
+        "download",
+        "weights",
+        "header",
+    },
+    "inspection": {"library", "documents", "gguf", "safetensors", "header", "model", "weights"},
+    "documents": {"model", "fetch", "library"},
+    "listing": {"model"},
+    "fetch": {"store", "transports", "download", "model", "reference", "filename"},
+    "store": {"model", "reference"},
+    "transports": {
+        "transports",
+        "download",
+        "remote",
+        "model",
+        "reference",
+        "config",
+        "filename",
+        "weights",
+        "refusal",
+        "header",
+    },
+    "download": {"partial", "remote"},
+    "partial": set(),
+    "remote": {"__init__"},
+    "model": {"reference"},
+    "reference": {"filename"},
+    "config": set(),
+    "profiles": set(),
+    "weights": {"gguf", "safetensors", "header", "filename", "refusal"},
+    "gguf": {"header"},
+    "safetensors": {"header"},
+    "header": set(),
+    "refusal": {"header"},
+    "filename": set(),
+    "errors": set(),
+    "engine": {"engine"},
+}
+
+HOMES = {
+    "typer": {"cli"},
+    "rich": {"progress", "chat"},
+    "prompt_toolkit": {"chat"},
+    "huggingface_hub": {"transports/huggingface"},
+    "oras": {"transports/oci"},
+    "urllib3": {"remote"},
+    "llama_cpp": {"engine/llama"},
+    "jinja2": {"engine/template"},
+    "starlette": {"server"},
+    "uvicorn": {"server"},
+    "platformdirs": {"config"},
+    "tomli_w": {"store", "config"},
+    "portalocker": {"store"},
+    "gguf": set(),
+    "numpy": set(),
+}  # fmt: skip
+
+
+def modules() -> list[Path]:
+    return sorted(ROOT.rglob("*.py"))
+
+
+def place(path: Path) -> str:
+    return path.relative_to(ROOT).with_suffix("").as_posix().removesuffix("/__init__")
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+@pytest.mark.parametrize("path", modules(), ids=place)
+def test_a_module_imports_only_what_is_below_it(path: Path) -> None:
+    own = place(path).split("/")[0]
+    ours = {name.split(".")[1] for name in imports(path) if name.startswith("mdl.")}
+    ours = {"__init__" if name == "__version__" else name for name in ours}
+    assert ours <= ALLOWED[own] | {"errors"}
+
+
+@pytest.mark.parametrize("path", modules(), ids=place)
+def test_a_third_party_package_stays_at_home(path: Path) -> None:
+    for package, homes in HOMES.items():
+        if any(name.split(".")[0] == package for name in imports(path)):
+            assert any(place(path) == home or place(path).startswith(f"{home}/") for home in homes), package
+
+
+@pytest.mark.parametrize("path", modules(), ids=place)
+def test_only_the_edges_print_exit_and_read_the_environment(path: Path) -> None:
+    source = path.read_text()
+    where = place(path)
+    names = {node.attr for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Attribute)}
+    if where not in ("config", "engine/process", "engine/worker"):
+        assert not names & {"environ", "getenv"}
+    if not where.startswith(("cli", "ui", "__main__", "engine/worker")):
+        assert "sys.exit" not in source
+    calls = {node.func.id for node in ast.walk(ast.parse(source))
+             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}  # fmt: skip
+    assert "print" not in calls
+
+
+def test_every_module_says_what_it_is() -> None:
+    assert [place(path) for path in modules() if not ast.get_docstring(ast.parse(path.read_text()))] == []
