@@ -61,7 +61,7 @@ class Fetcher:
                 trusted = self._lock_all(manifest, locks)
                 files = self._complete(manifest, trusted, force=force)
                 with contextlib.suppress(FileNotFoundError), self.store.contents_lock(shared=True):
-                    return self._commit(manifest, files)
+                    return self._commit(manifest, files, anew=force)
         raise Busy(f"{manifest.reference} is being removed while it is fetched", hint="try again")
 
     def fetch_to(self, manifest: Manifest, folder: Path) -> Model:
@@ -119,7 +119,7 @@ class Fetcher:
         paths = {_key(manifest, file): place(_key(manifest, file)) for file in missing}
         received = self._receive(manifest, missing, paths.__getitem__)
         for key, content in received.items():
-            self.store.keep(paths[key], content.sha256)
+            self.store.keep(paths[key], content.sha256, anew=force)
             discard(paths[key])
         return [_with_content(file, received.get(_key(manifest, file))) for file in settled]
 
@@ -142,10 +142,10 @@ class Fetcher:
         results = self.downloader.fetch_all(list(jobs.values())) if jobs else []
         return received | dict(zip(jobs, results, strict=True))
 
-    def _commit(self, manifest: Manifest, files: Sequence[File]) -> Model:
+    def _commit(self, manifest: Manifest, files: Sequence[File], *, anew: bool) -> Model:
         model = _model(manifest, files, self.store.folder(manifest.reference))
         current = self.store.find(manifest.reference)
-        if current and _is_same(current, model):
+        if current and not anew and _is_same(current, model):
             return current
         return self.store.commit(model)
 

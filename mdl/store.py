@@ -102,11 +102,17 @@ class Store:
             self.incoming.mkdir(parents=True, exist_ok=True)
         return self.incoming / f"{key}.partial"
 
-    def keep(self, partial: Path, sha256: str) -> Path:
-        """Turn a complete, verified, synced file into the blob of its content, by one rename."""
+    def keep(self, partial: Path, sha256: str, *, anew: bool = False) -> Path:
+        """Turn a complete, verified, synced file into the blob of its content, by one rename.
+
+        A blob that is there already stays, so that everything goes on to share it, unless `anew`.
+        """
         blob = self.blob(sha256)
         with disk_errors(blob):
             self.blobs.mkdir(parents=True, exist_ok=True)
+            if not anew and self.has_blob(File("content", partial.stat().st_size, sha256)):
+                partial.unlink()
+                return blob
             partial.chmod(0o444)  # an edit in the tree would change every version that shares the content
             partial.replace(blob)
             _sync(self.blobs)
