@@ -80,9 +80,8 @@ def choose(sizes: dict[str, int], version: str | None, default: str) -> Choice |
         return None
     _refuse_incomplete(variant)
     files = (*variant.parts, *_projector(variant, sizes), *_texts(sizes))
-    called = version if version is not None and _is_quantization(variant, version) else None
     note = "" if version is not None or len(found) == 1 else _note(variant, found)
-    return Choice(called or _version(variant, found), files, note)
+    return Choice(_spelled(variant, version) or _version(variant, found), files, note)
 
 
 def variants(names: Iterable[str]) -> list[Variant]:
@@ -140,10 +139,12 @@ def _version(variant: Variant, found: Sequence[Variant]) -> str:
     return variant.label if alone and variant.label else variant.stem
 
 
-def _is_quantization(variant: Variant, version: str) -> bool:
-    """Whether a variant was asked for by its type, however abbreviated: it keeps that name, so that the same
-    string finds it on this machine."""
-    return version.upper() == (variant.label or "").removeprefix("UD-")
+def _spelled(variant: Variant, version: str | None) -> str | None:
+    """The version as it was asked for, if that was by its type, however abbreviated: it keeps that name, so
+    that the same string finds it on this machine."""
+    quantization = variant.quantization or ""
+    wanted = (version or "").upper()
+    return wanted if wanted in (quantization, quantization.removeprefix("UD-"), variant.label) else None
 
 
 def _note(variant: Variant, found: Sequence[Variant]) -> str:
