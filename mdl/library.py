@@ -12,6 +12,7 @@ from mdl.errors import NetworkError, NotFound, UnsupportedModel, UsageError
 from mdl.model import METADATA_NAME, File, Manifest, Model, Summary
 from mdl.reference import LONGEST, Reference, show
 from mdl.store import Store
+from mdl.variants import variants
 
 if TYPE_CHECKING:
     from mdl.download import Progress
@@ -30,6 +31,10 @@ class Step:
     step: str
     outcome: Outcome
     detail: str
+
+
+Steps = list[Step]
+Models = list[Model]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +71,7 @@ class Library:
         Never touches the network. Raises UsageError for what cannot be a name, UnsupportedModel for a path
         that is written as one and is no model, NotFound for a path that is not there.
         """
-        steps: list[Step] = []
+        steps: Steps = []
         for look in (self._look_at_path, self._look_in_cache, self._look_in_catalog, self._look_remotely):
             found = look(text, steps)
             if found is not None:
@@ -149,10 +154,10 @@ class Library:
         fetcher = self._fetcher(reference, Watch())
         return fetcher.plan(_included(fetcher.transport.manifest(reference), include))
 
-    def list(self) -> list[Model]:
+    def list(self) -> Models:
         return self.store.models()
 
-    def versions(self, reference: Reference) -> "list[Model]":
+    def versions(self, reference: Reference) -> Models:
         return self.store.versions(reference)
 
     def weights(self, model: Model) -> "Weights":
@@ -182,7 +187,7 @@ class Library:
 
     # The steps of a resolution
 
-    def _look_at_path(self, text: str, steps: "list[Step]") -> Model | None:
+    def _look_at_path(self, text: str, steps: Steps) -> Model | None:
         path = _as_path(text)
         if path is None:
             steps.append(
@@ -200,7 +205,7 @@ class Library:
         steps.append(Step("path", "miss", f"{path} exists but is no model: {model.what}"))
         return None
 
-    def _look_in_cache(self, text: str, steps: "list[Step]") -> Model | None:
+    def _look_in_cache(self, text: str, steps: Steps) -> Model | None:
         if text.startswith("sha256:"):
             return self._look_for_digest(text.removeprefix("sha256:"), steps)
         reference = Reference.parse(text)
@@ -211,7 +216,7 @@ class Library:
         steps.append(Step("cache", "miss", f"no {reference} in {self.store.tree}"))
         return None
 
-    def _look_for_digest(self, prefix: str, steps: "list[Step]") -> Model | None:
+    def _look_for_digest(self, prefix: str, steps: Steps) -> Model | None:
         if len(prefix) < SHORTEST_DIGEST or not set(prefix) <= set("0123456789abcdef"):
             raise UsageError(
                 f"sha256:{show(prefix)} is no digest", hint=f"write {SHORTEST_DIGEST} to 64 hex digits"
@@ -233,7 +238,7 @@ class Library:
         steps.append(Step("cache", "miss", f"no file with the digest sha256:{prefix}…"))
         return None
 
-    def _look_in_catalog(self, text: str, steps: "list[Step]") -> Model | None:
+    def _look_in_catalog(self, text: str, steps: Steps) -> Model | None:
         from mdl.profiles import catalog_path
 
         path = catalog_path(text)
@@ -246,7 +251,7 @@ class Library:
         steps.append(Step("catalog", "found", str(path)))
         return replace(model, reference=Reference("short", "", text))
 
-    def _look_remotely(self, text: str, steps: "list[Step]") -> Reference | None:
+    def _look_remotely(self, text: str, steps: Steps) -> Reference | None:
         if text.startswith("sha256:"):
             steps.append(Step("remote", "miss", "a digest alone names no source"))
             return None
@@ -295,7 +300,7 @@ class Library:
     def _freshened(self, model: Model, watch: Watch) -> Model:
         """What is here, looked for changes at its source first where the user wants that."""
         wanted = self.settings.pull in ("always", "newer") and not self.settings.offline
-        if not wanted or not _has_source(model):
+        if not wanted or not _has_source(model) or model.place:  # a path is used where it is
             return model
         try:
             return self.download(str(model.reference), watch)
@@ -326,8 +331,9 @@ class Library:
 
     def _fetcher(self, reference: Reference, watch: Watch) -> "Fetcher":
         from mdl import transports
-        from mdl.download import Downloader, Limits
+        from mdl.download import Downloader
         from mdl.fetch import Fetcher
+        from mdl.remote import Limits
 
         if self.settings.offline and reference.scheme != "file":
             raise NotFound(f"{reference} cannot be fetched: mdl is offline", hint="leave out --offline")
@@ -442,13 +448,14 @@ def _slashed(reference: Reference) -> Reference | None:
 def _is_asked_for(model: Model, reference: Reference) -> bool:
     """Whether a version is what a reference means, though its folder is called otherwise."""
     pin, version = reference.pin, reference.version
-    if pin is not None and not (len(pin) >= SHORTEST_PIN and model.revision.commit.startswith(pin)):
+    if pin not in (None, model.reference.pin) and not _is_commit(pin, model):
         return False
     if version is None:
         return True
-    names = {file.name for file in model.files} | {file.name.rpartition(".")[0] for file in model.files}
-    unpinned = pin is not None or model.reference.pin is None
-    return unpinned and (version in names or version.casefold() == (model.reference.version or "").casefold())
+    if pin is None and model.reference.pin is not None:
+        return False
+    called = any(variant.is_called(version) for variant in variants(file.name for file in model.files))
+    return called or version.casefold() == (model.reference.version or "").casefold()
 
 
 def _names_version(text: str, model: Model) -> bool:
@@ -456,6 +463,10 @@ def _names_version(text: str, model: Model) -> bool:
         return True
     written = Reference.parse(text)
     return written.version is not None or written.pin is not None or text.endswith(f"/{model.version}")
+
+
+def _is_commit(pin: str | None, model: Model) -> bool:
+    return len(pin or "") >= SHORTEST_PIN and model.revision.commit.startswith(pin or "")
 
 
 def _has_source(model: Model) -> bool:
