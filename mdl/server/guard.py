@@ -1,0 +1,128 @@
+"""Who may ask: the Host, Origin and key of a request, and its line in the log. Knows no routes.
+
+Host is checked against rebinding: a page of evil.example whose name comes to point to this machine still says
+"Host: evil.example". Addresses cannot be rebound, so any is allowed.
+"""
+
+import asyncio
+import logging
+from hashlib import sha256
+from hmac import compare_digest
+from ipaddress import ip_address
+from time import perf_counter
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from mdl.errors import Busy
+from mdl.reference import show
+from mdl.server import failure
+from mdl.server.failure import Refused
+from mdl.server.options import ServeOptions
+
+OPEN_PATHS = ("/healthz",)  # for those who watch whether it lives, and have no key
+
+log = logging.getLogger("mdl.server")
+
+Headers = dict[bytes, bytes]
+
+
+class Guard:
+    """Lets through what may pass. Answers 401 without the key, 403 to other people's pages."""
+
+    def __init__(self, app: ASGIApp, options: ServeOptions) -> None:
+        self._app = app
+        self._names = {"localhost", options.host.lower(), *(name.lower() for name in options.allow_hosts)}
+        self._key = _digest(b"Bearer " + options.api_key.encode()) if options.api_key else None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            try:
+                self._check(scope)
+            except Refused as error:
+                await failure.response(error)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+    def _check(self, scope: Scope) -> None:
+        headers: Headers = dict(scope["headers"])
+        host = headers.get(b"host", b"").decode("latin-1")
+        if not self._is_known(host):
+            name = show(host)
+            raise Refused(f"this server is not called {name}", "allow it with --allow-host", status=403)
+        if _is_foreign(scope["method"], headers, host):
+            raise Refused("pages of other sites may not use this server", status=403)
+        if self._key and scope["path"] not in OPEN_PATHS:
+            self._check_key(headers.get(b"authorization", b""))
+
+    def _is_known(self, host: str) -> bool:
+        name = _without_port(host)
+        return name.lower().rstrip(".") in self._names or _is_address(name)
+
+    def _check_key(self, given: bytes) -> None:
+        # Digests, so that the time says nothing about the length either.
+        if self._key and not compare_digest(_digest(given), self._key):
+            how = "Authorization: Bearer KEY"
+            raise Refused("the API key is missing or wrong", how, status=401, code="invalid_api_key")
+
+
+class Journal:
+    """A line in the log for each request, and an answer for those that the server's end leaves without."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        status = 0
+        started = perf_counter()
+
+        async def noting(message: Message) -> None:
+            nonlocal status
+            status = message.get("status", status)
+            await send(message)
+
+        try:
+            await self._app(scope, receive, noting)
+        except asyncio.CancelledError:
+            if not status:
+                await failure.response(Busy("the server is ending"))(scope, receive, noting)
+        finally:
+            _write(scope, status, perf_counter() - started)
+
+
+def _write(scope: Scope, status: int, seconds: float) -> None:
+    client = (scope["client"] or ("-",))[0]
+    path = scope["raw_path"].decode("ascii")[:200]  # still quoted: nothing in it moves a cursor
+    log.info("%s %s %s %s %.3fs", client, scope["method"], path, status or "gone", seconds)
+
+
+def _is_foreign(method: str, headers: Headers, host: str) -> bool:
+    """Whether a browser sends this for a page that is not ours. Following a link to us is fine."""
+    origin = headers.get(b"origin")
+    if origin is not None:
+        _, _, place = origin.decode("latin-1").partition("://")
+        return place.lower() != host.lower()
+    site = headers.get(b"sec-fetch-site", b"none")
+    if method == "GET" and headers.get(b"sec-fetch-mode") == b"navigate":
+        return False
+    return site not in (b"none", b"same-origin")
+
+
+def _without_port(host: str) -> str:
+    if host.startswith("["):
+        return host[1:].partition("]")[0]
+    return host.partition(":")[0]
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _digest(text: bytes) -> bytes:
+    return sha256(text).digest()

@@ -1,0 +1,180 @@
+"""A server from its first moment to its last: socket, event loop, signals. Knows no routes."""
+
+import asyncio
+import errno
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from ipaddress import ip_address
+from typing import Any
+
+import h11
+import uvicorn
+from starlette.applications import Starlette
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from mdl.errors import Busy, DiskError, MdlError, UsageError
+from mdl.library import Library
+from mdl.server import Service, app
+from mdl.server.body import Room
+from mdl.server.names import Names, files
+from mdl.server.options import Limits, ServeOptions
+from mdl.server.pool import Pool
+
+BACKLOG = 1024
+LARGEST_HEADER = 64 << 10
+KEEP_ALIVE_SECONDS = 60  # longer than the five for which the OpenAI client keeps a connection in its pool
+
+
+def serve(library: Library, options: ServeOptions, ready: Callable[[str], None]) -> None:
+    """Answers requests until SIGINT or SIGTERM, which take effect as ever when all is cleaned up. `ready` is
+    called with the address once connections are taken.
+
+    Raises UsageError for an address that may not or cannot be used, Busy for one that is in use, NotFound for
+    models that are not here, and what the load of one that is given in the options fails with.
+    """
+    names = Names(library, options.models)
+    with listen(options) as sock:
+        running = Running(library, options, names, partial(ready, address(sock)))
+        running.server.run(sockets=[sock])
+    if running.failure is not None:
+        raise running.failure
+
+
+class Running:
+    """What belongs together while it runs."""
+
+    def __init__(
+        self, library: Library, options: ServeOptions, names: Names, ready: Callable[[], None]
+    ) -> None:
+        self.options = options
+        self.failure: MdlError | None = None
+        self._ready = ready
+        pool = Pool(partial(files, library), options.engine, options.max_models, options.idle_seconds)
+        self.service = Service(names, pool, Room(options.limits))
+        self.server = uvicorn.Server(_config(app(self.service, options, self._lifespan), options.limits))
+
+    @asynccontextmanager
+    async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
+        loading = asyncio.create_task(self._load())
+        self._ready()
+        try:
+            yield
+        finally:
+            loading.cancel()
+            await self.service.pool.close()
+
+    async def _load(self) -> None:
+        """Loads what was asked for by name. What fails ends the server: nobody asked for one without it."""
+        models = list(self.service.names.served.values())[: self.options.max_models]
+        try:
+            for model in models:
+                async with self.service.pool.borrow(model):
+                    pass
+            self.service.ready = True
+        except MdlError as error:
+            self.failure = error
+            self.server.should_exit = True
+
+
+def _config(application: Starlette, limits: Limits) -> uvicorn.Config:
+    return uvicorn.Config(
+        application,
+        loop="asyncio",
+        http=protocol(limits),
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=limits.grace_seconds,  # type: ignore[arg-type] # passed on to asyncio, as it is
+        h11_max_incomplete_event_size=LARGEST_HEADER,
+    )
+
+
+def protocol(limits: Limits) -> type[H11Protocol]:
+    """uvicorn's, which ends connections that are one too many, or on which nothing but bytes arrive: a header
+    without end, or a body after its answer. What else takes long is bounded where it is awaited."""
+
+    class Bounded(H11Protocol):
+        _timer: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            super().connection_made(transport)
+            self.app_state = {**self.app_state, "abort": transport.abort}
+            if len(self.connections) > limits.connections:
+                transport.abort()
+            self._watch()
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            self._watch()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._stop()
+            super().connection_lost(exc)
+
+        def _watch(self) -> None:
+            answering = self.conn.our_state is h11.SEND_RESPONSE or self.conn.our_state is h11.SEND_BODY
+            if answering or self.conn.their_state is h11.DONE:
+                self._stop()
+            elif self._timer is None:
+                self._timer = self.loop.call_later(limits.header_seconds, self.transport.abort)
+
+        def _stop(self) -> None:
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+
+    return Bounded
+
+
+# The address
+
+
+def listen(options: ServeOptions) -> socket.socket:
+    """The socket, bound; only to this machine unless there is a key or the user insists."""
+    family, place = _resolve(options)
+    if not (ip_address(place[0].partition("%")[0]).is_loopback or options.api_key or options.insecure):
+        raise UsageError(
+            f"on {options.host} others can reach the server, which needs an API key",
+            hint="give it one with --api-key, or insist with --insecure",
+        )
+    try:
+        return socket.create_server(place, family=family, backlog=BACKLOG)
+    except OSError as error:
+        raise _explained(error, options) from None
+
+
+def address(sock: socket.socket) -> str:
+    """Of a bound socket, as people type it."""
+    host, port = sock.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _resolve(options: ServeOptions) -> tuple[socket.AddressFamily, Any]:
+    try:
+        found = socket.getaddrinfo(
+            options.host, options.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+    except (OSError, UnicodeError) as error:
+        cause = getattr(error, "strerror", None) or error
+        raise UsageError(
+            f"there is no address {options.host}: {cause}", hint="127.0.0.1 is this machine"
+        ) from None
+    return found[0][0], found[0][4]
+
+
+def _explained(error: OSError, options: ServeOptions) -> MdlError:
+    where = f"port {options.port} of {options.host}"
+    # create_server puts its own words into strerror
+    if error.errno == errno.EADDRINUSE:
+        return Busy(f"{where} is in use", hint="end what uses it, or take another with --port")
+    if error.errno == errno.EACCES:
+        return DiskError(f"{where} is not allowed", hint="take one above 1023 with --port")
+    if error.errno == errno.EADDRNOTAVAIL:
+        return UsageError(f"{options.host} is no address of this machine", hint="127.0.0.1 always is")
+    return DiskError(f"{where} cannot be used: {error}")
