@@ -1,1 +1,1 @@
-
+"""The conversation in a terminal, and the one answer for a script."""

@@ -1,0 +1,105 @@
+"""One answer, written as it comes. Knows no conversation and imports nothing that is slow."""
+
+from collections.abc import Generator
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from typing import Literal, cast
+
+from mdl.chat.session import Options, begin, save
+from mdl.chat.terminal import Sink, Terminal
+from mdl.engine import Engine
+from mdl.engine.request import Chat, Delta, Loaded, Message, Usage
+from mdl.errors import Busy
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What was answered, and why it ended. `usage` is None for one that was interrupted."""
+
+    text: str
+    reasoning: str
+    end: Literal["stop", "length", "interrupt"]
+    usage: Usage | None = None
+
+    @property
+    def message(self) -> Message:
+        return Message("assistant", self.text, self.reasoning)
+
+
+def answer(engine: Engine, chat: Chat, sink: Sink) -> Reply:
+    """Streams the answer into `sink`. Ctrl-C ends it there, and what came until then is the reply.
+
+    Raises what the engine raises, and BrokenPipeError when nobody reads any more; the engine then stops.
+    """
+    said: list[str] = []
+    thought: list[str] = []
+    end: Literal["stop", "length", "interrupt"] = "interrupt"
+    usage = None
+    try:
+        with closing(cast("Generator[Delta, None, None]", engine.chat(chat))) as deltas:  # closing it cancels
+            for delta in deltas:
+                said.append(delta.text)
+                thought.append(delta.reasoning)
+                sink.put(delta)
+                end, usage = delta.finish or end, delta.usage
+    except KeyboardInterrupt:
+        end = "interrupt"
+    finally:
+        sink.end()
+    return Reply("".join(said), "".join(thought), end, usage)
+
+
+def once(engine: Engine, prompt: str, options: Options, terminal: Terminal) -> None:
+    """Answers one prompt: the answer to `out`, and with `options.stats` what it took to `err`.
+
+    Raises UsageError for options that cannot be, what the engine raises, KeyboardInterrupt after Ctrl-C (the
+    engine has stopped then), and BrokenPipeError when `out` is closed.
+    """
+    session = begin(options)
+    loaded = wait(engine, options.model, terminal)
+    question = Message("user", prompt)
+    reply = answer(engine, session.chat(question), terminal.sink())
+    if reply.end == "interrupt":
+        raise KeyboardInterrupt
+    if session.name:
+        save(session.plus(question, reply.message))
+    if is_full(reply, loaded.context):
+        terminal.note(f"the answer is cut: the context of {loaded.context:,} tokens is full")
+    if options.stats and reply.usage:
+        terminal.note(statistics(reply.usage, loaded.context))
+
+
+def wait(engine: Engine, model: str, terminal: Terminal) -> Loaded:
+    """What was loaded, once it is; says so when that takes long. Raises what the load fails with."""
+    try:
+        return engine.ready(0.3)
+    except Busy:
+        terminal.status(f"loading {model or 'the model'}…")
+    try:
+        while True:
+            with suppress(Busy):
+                return engine.ready(1.0)  # for ever would not let Ctrl-C through on Windows
+    finally:
+        terminal.clear()
+
+
+def is_full(reply: Reply, context: int) -> bool:
+    """Whether the answer ended because there was no room for more."""
+    usage = reply.usage
+    return (
+        reply.end == "length"
+        and usage is not None
+        and usage.prompt_tokens + usage.completion_tokens >= context
+    )
+
+
+def statistics(usage: Usage, context: int) -> str:
+    """What an answer took, in a line."""
+    count, seconds = usage.completion_tokens, usage.completion_seconds
+    speed = f" · {count / seconds:.1f} tokens/s" if seconds > 0 else ""
+    cached = f" ({usage.cached_tokens} of them known)" if usage.cached_tokens else ""
+    return (
+        f"{count} tokens in {seconds:.2f} s{speed}"
+        f" · prompt {usage.prompt_tokens} tokens{cached} in {usage.prompt_seconds:.2f} s"
+        f" · context {usage.prompt_tokens + count}/{context}"
+    )
