@@ -85,7 +85,10 @@ def test_a_batch_is_shared_evenly_and_fully(pendings, budget):
     amounts = [got[id(prompt)] for prompt in prompts]
     assert sum(amounts) == min(budget, sum(pendings))
     cut = [amount for amount, pending in zip(amounts, pendings, strict=True) if amount < pending]
-    assert all(amount >= min(pending, budget // len(pendings)) for amount, pending in zip(amounts, pendings, strict=True))
+    assert all(
+        amount >= min(pending, budget // len(pendings))
+        for amount, pending in zip(amounts, pendings, strict=True)
+    )
     assert not cut or max(cut) - min(cut) <= 1
     assert not cut or max(amounts) <= max(cut) + 1
 

@@ -32,9 +32,9 @@ class Engine:
     """A model at work. Its methods may be called from any thread; it ends with `close`, or with the caller's
     process.
 
-    `post` gets a function to call for each message of the worker, which delivers what is in it: by default at once,
-    on a thread of the engine. A server passes `loop.call_soon_threadsafe` and is woken once for a step, not
-    once for each of its requests.
+    `post` gets a function to call for each message of the worker, which delivers what is in it: by default
+    at once, on a thread of the engine. A server passes `loop.call_soon_threadsafe` and is woken once for a
+    step, not once for each of its requests.
     """
 
     def __init__(self, post: Callable[[Callable[[], None]], object] = _at_once) -> None:
@@ -173,7 +173,7 @@ class Engine:
     def _refuse_to_loop(self) -> None:
         if len(self._deaths) == MOST_DEATHS and monotonic() - self._deaths[0] < WITHIN_SECONDS:
             raise EngineError(
-                f"the engine died {MOST_DEATHS} times within {WITHIN_SECONDS:.0f} seconds and answered nothing",
+                f"the engine died {MOST_DEATHS} times within {WITHIN_SECONDS:.0f} seconds without an answer",
                 hint="look at the model, or try again in a minute",
             )
 

@@ -1,8 +1,8 @@
 """llama.cpp behind a few calls: load, tokenize, run a step, sample. Knows no requests, pipes or templates.
 
-The only module that imports llama_cpp, and only its low-level half: the package's `__init__` also brings numpy,
-diskcache and jinja2, which takes 300 ms instead of 50. What makes llama.cpp end the process (values out of
-range, a sampler that is NULL) is checked before it gets there.
+The only module that imports llama_cpp, and only its low-level half: the package's `__init__` also brings
+numpy, diskcache and jinja2, which takes 300 ms instead of 50. What makes llama.cpp end the process (values out
+of range, a sampler that is NULL) is checked before it gets there.
 """
 
 import ctypes
@@ -83,9 +83,10 @@ class Runner:
         self.context, self.cells = self._sizes(settings)
         self._context = self._new_context(settings)
         self._memory = C.llama_get_memory(self._context)
+        self.batch: int = C.llama_n_batch(self._context)  # less than was asked for where the context is small
         self._adapters = self._load_adapters(files.adapters)
         self._pieces: list[bytes | bool | None] = [False] * C.llama_vocab_n_tokens(self._vocab)
-        self._set_up_batch(max(settings.batch, settings.parallel))
+        self._set_up_batch(self.batch)
         self._read_vocabulary()
         self.loaded = self._describe(files, perf_counter() - started)
 
@@ -107,7 +108,7 @@ class Runner:
         trained = C.llama_model_n_ctx_train(self._model)
         if settings.context is not None and settings.context > trained > 0:
             raise UsageError(
-                f"a context of {settings.context:,} tokens is more than the {trained:,} this model was trained for",
+                f"a context of {settings.context:,} tokens is more than this model was trained for ({trained:,})",
                 hint=f"use a context of at most {trained}",
             )
         bound = min(MAX_CELLS, max(1024, physical_memory() // 4 // self._cell_size()))
@@ -123,7 +124,7 @@ class Runner:
     def _new_context(self, settings: EngineSettings) -> Any:
         params = C.llama_context_default_params()
         params.n_ctx = self.cells
-        params.n_batch = params.n_ubatch = max(settings.batch, settings.parallel)
+        params.n_batch = params.n_ubatch = settings.batch
         params.n_seq_max = settings.parallel
         params.kv_unified = True
         params.n_threads = params.n_threads_batch = self.threads
@@ -320,8 +321,8 @@ class Runner:
         C.llama_sampler_free(sampler)
 
     def run(self, work: Sequence[tuple[Any, int]]) -> list[int] | None:
-        """Computes the next n tokens of each (sequence, n). Returns a new token for each sequence of which nothing
-        is left to compute, or None when the cache has no room.
+        """Computes the next n tokens of each (sequence, n). Returns a new token for each sequence of which
+        nothing is left to compute, or None when the cache has no room.
 
         Raises EngineError when llama.cpp cannot compute; then the cache is empty.
         """

@@ -15,7 +15,7 @@ _decoder = codecs.getincrementaldecoder("utf-8")
 
 
 class Stops:
-    """Text up to the first of some strings, which is kept out of it."""
+    """Text up to the one of some strings that is whole first. The string is kept out of it."""
 
     def __init__(self, strings: tuple[str, ...]) -> None:
         self.strings = strings
@@ -25,10 +25,10 @@ class Stops:
     def feed(self, text: str) -> tuple[str, bool]:
         """What is certain of the text so far, and whether it ended at a stop string."""
         text = self.held + text
-        ends = [end for end in map(text.find, self.strings) if end >= 0]
-        if ends:
+        found = [(start + len(string), start) for string in self.strings if (start := text.find(string)) >= 0]
+        if found:
             self.held = ""
-            return text[: min(ends)], True
+            return text[: min(found)[1]], True
         cut = self._undecided(text)
         self.held = text[cut:]
         return text[:cut], False

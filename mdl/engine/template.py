@@ -261,6 +261,8 @@ class Reasoning:
 
     def feed(self, text: str) -> tuple[str, str]:
         """What is certain of the (reasoning, answer) with this text."""
+        if self.over:
+            return "", text
         text = self._held + text
         self._held = ""
         if self._closed:

@@ -65,7 +65,7 @@ class Worker:
             template if template is not None else runner.template or CHATML, runner.controls, runner.named
         )
         runner.show(tag for pair in REASONING_TAGS for tag in pair)
-        self.scheduler: Scheduler[Sequence] = Scheduler(settings.parallel, settings.batch, runner.cells)
+        self.scheduler: Scheduler[Sequence] = Scheduler(settings.parallel, runner.batch, runner.cells)
         self.sequences: dict[int, Sequence] = {}
         self.slots = list(range(settings.parallel))
         self.unsent: dict[int, Sequence] = {}
@@ -76,8 +76,12 @@ class Worker:
         inbox = self.pipes.inbox
         while True:
             while not self.sequences or not inbox.empty():
-                self.handle(inbox.get())
-            self.step()
+                message = inbox.get()
+                self.handle(message)
+                if "cancel" not in message:
+                    break  # one prompt between two steps: many that arrive at once hold up no answer
+            if self.sequences:
+                self.step()
 
     # What is asked
 
@@ -92,10 +96,9 @@ class Worker:
             elif "count" in message:
                 prompt = self.render(request, wire.unpack_chat(message["count"]))
                 self.pipes.send(id=request, result=len(self.runner.tokenize(prompt.pieces)))
-            elif "render" in message:
-                self.pipes.send(
-                    id=request, result=self.render(request, wire.unpack_chat(message["render"])).text
-                )
+            else:
+                prompt = self.render(request, wire.unpack_chat(message["render"]))
+                self.pipes.send(id=request, result=prompt.text)
         except MdlError as error:
             self.pipes.send(id=request, error=wire.pack_error(error))
 
@@ -106,7 +109,7 @@ class Worker:
             raise UsageError("the prompt is empty")
         if len(tokens) >= self.context:
             raise UsageError(
-                f"the prompt has {len(tokens):,} tokens, and the context of this model holds {self.context:,} "
+                f"the prompt has {len(tokens):,} tokens, and the model's context has room for {self.context:,} "
                 "with the answer",
                 hint="shorten the conversation, or load the model with a larger context (--ctx)",
             )
@@ -161,11 +164,14 @@ class Worker:
             self.deliver(work, sampled)
 
     def give_way(self) -> None:
-        """llama.cpp has no room where the scheduler saw some: the youngest waits, or fails if it is alone."""
-        if len(self.scheduler.running) > 1:
-            self.vacate(self.scheduler.preempt())
+        """llama.cpp has no room where the scheduler saw some: less is there from now on, and the youngest
+        waits, or fails if it is alone."""
+        running = self.scheduler.running
+        if len(running) == 1:
+            self.fail([running[0]], EngineError("the model's cache has no room for this request"))
             return
-        self.fail(list(self.scheduler.running), EngineError("the model's cache has no room for this request"))
+        self.scheduler.cells = sum(len(sequence.tokens) for sequence in running) - 1
+        self.vacate(self.scheduler.preempt())
 
     def fail(self, sequences: list[Sequence], error: MdlError) -> None:
         for sequence in sequences:

@@ -2,9 +2,9 @@
 
     python tests/benchmarks/engine.py [MODEL.gguf]
 
-The bare loop does nothing but decode, sample and look for the end, in a process of its own, with the same model,
-threads, prompt tokens and sampler. Both take turns; the table has medians. So that the demo's answers are long, its
-tokens that end one are made into others, in a copy.
+The bare loop does nothing but decode, sample and look for the end, in a process of its own, with the same
+model, threads, prompt tokens and sampler. Both take turns; the table has medians. So that the demo's answers are
+long, its token that ends one is made into another, in a copy.
 """
 
 import json
@@ -38,7 +38,7 @@ def endless(model: Path, folder: Path) -> Path:
 
 
 def bare(model: Path, prompt: str, threads: int) -> None:
-    """Answers each line of stdin with the seconds that an answer took after its first token. A process of its own."""
+    """Answers each line of stdin with what an answer took after its first token. In a process of its own."""
     from mdl.engine.llama import C, Runner
 
     runner = Runner(EngineFiles(model), EngineSettings(threads=threads))
@@ -121,7 +121,7 @@ def cold(model: Path) -> dict[str, float]:
         answer = engine.chat(chat)
         next(answer)
         first = time.perf_counter()
-        [*answer]
+        list(answer)
         end = time.perf_counter()
     return {
         "spawn": (spawned - start) * 1e3,
@@ -150,7 +150,12 @@ def main(model: Path) -> None:
         runs = [(loop.rate(), *one_stream(engine), streams(engine, 4)) for _ in range(ROUNDS + 1)][1:]
     base = statistics.median(run[0] for run in runs)
     print(f"\ntokens/s, answers of {LENGTH}, {threads} thread(s) (median of {ROUNDS}, and to the bare loop)")
-    names = ("bare llama_decode loop", "engine, after its first piece", "engine, all", "engine, 4 streams, all")
+    names = (
+        "bare llama_decode loop",
+        "engine, after its first piece",
+        "engine, all",
+        "engine, 4 streams, all",
+    )
     for index, name in enumerate(names):
         rate = statistics.median(run[index] for run in runs)
         ratio = statistics.median(run[index] / run[0] for run in runs)
