@@ -30,8 +30,9 @@ class ServeOptions:
 
     `models` are all that is served, loaded at once; none: everything in the cache, on demand. At most
     `max_models` are loaded at a time, and one that nobody asked for in `idle_seconds` is let go (None:
-    never). `allow_hosts` are further names by which clients may call this server. Without an `api_key` anybody
-    who reaches it may ask, which has to be `insecure` by choice where that is more than this machine.
+    never). `allow_hosts` are further names by which clients may call this server. Without an `api_key`
+    anybody who reaches it may ask, which has to be `insecure` by choice where that is more than this
+    machine.
 
     Raises UsageError for values out of range.
     """

@@ -2,10 +2,10 @@
 
     python tests/benchmarks/serve.py [MODEL.gguf]
 
-All take turns on the same model, threads, prompt and greedy sampling; the table has medians, and ratios to the
-bare loop. The client is a socket that reads server-sent events and looks at nothing but where they end, so that
-what is measured is the server. "after the first piece" leaves out the prompt, as the bare loop does; "all" is
-what a client waits for. To reach: 0.95 for one stream.
+All take turns on the same model, threads, prompt and greedy sampling; the table has medians, and ratios to
+the bare loop. The client is a socket that reads server-sent events and looks at nothing but where they end,
+so that what is measured is the server. "after the first piece" leaves out the prompt, as the bare loop
+does; "all" is what a client waits for. To reach: 0.95 for one stream.
 """
 
 import json
