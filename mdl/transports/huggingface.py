@@ -46,6 +46,7 @@ MOST_SHOWN = 12  # names in a hint
 SHORTEST_COMMIT = 7
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _UNDERSTOOD = ("content-type", "link", "x-error-code", "x-error-message")
+_STUMBLES = (ValueError, TypeError, LookupError, AttributeError, RecursionError, httpx2.InvalidURL)
 _SPELLING = "write it as org/name, as in the address of its page"
 
 
@@ -114,29 +115,43 @@ class HuggingFace:
 
     def _tree(self, reference: Reference, revision: str | None) -> "Tree":
         """The files at a revision, all of the one commit that it is now."""
-        info = self._api.model_info(reference.path, revision=revision, expand=["sha", "gated"])
+        with self._understood():
+            info = self._api.model_info(reference.path, revision=revision, expand=["sha", "gated"])
+            commit = info.sha or ""
+            if not _COMMIT.fullmatch(commit):
+                raise ValueError
         if info.gated:  # anybody may list its files, and only their bytes are refused
             self._api.auth_check(reference.path)
-        commit = info.sha or ""
-        if not _COMMIT.fullmatch(commit):
-            raise ValueError("it names no commit")
+        with self._understood():
+            files = self._files(reference, commit)
+        return Tree(self._revision(reference, revision, commit), files)
+
+    def _files(self, reference: Reference, commit: str) -> dict[str, RepoFile]:
         files: dict[str, RepoFile] = {}
         for entry in self._api.list_repo_tree(reference.path, revision=commit, recursive=True):
             if isinstance(entry, RepoFile):
+                if not isinstance(entry.path, str):
+                    raise TypeError
                 if entry.path in files:
                     raise IntegrityError(f"{reference.model} lists {show(entry.path)} twice")
                 files[entry.path] = entry
             if len(files) > MOST_ENTRIES:
                 raise UnsupportedModel(f"more than {MOST_ENTRIES:,} files", hint="is it a model?")
-        return Tree(self._revision(reference, revision, commit), files)
+        return files
 
     def _revision(self, reference: Reference, name: str | None, commit: str) -> Revision:
         if name in (None, MAIN):
             return Revision("branch", MAIN, commit)
         if len(name) >= SHORTEST_COMMIT and commit.startswith(name):
             return Revision("commit", "", commit)
-        tags = {tag.name for tag in self._api.list_repo_refs(reference.path).tags}
+        _, tags = self._refs(reference)
         return Revision("tag" if name in tags else "branch", name, commit)
+
+    def _refs(self, reference: Reference) -> tuple[list[str], list[str]]:
+        """The names of the branches and tags."""
+        with self._understood():
+            refs = self._api.list_repo_refs(reference.path)
+            return [str(branch.name) for branch in refs.branches], [str(tag.name) for tag in refs.tags]
 
     # What can go wrong
 
@@ -160,9 +175,17 @@ class HuggingFace:
             raise self._refused(error.response.status_code) from None
         except errors.HFValidationError:
             raise UsageError(f"{model} cannot be the name of a repository", hint=_SPELLING) from None
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+
+    @contextlib.contextmanager
+    def _understood(self) -> Iterator[None]:
+        """Tell a server that answers nonsense, at which huggingface_hub stumbles, from a bug of ours."""
+        try:
+            yield
+        except (errors.HfHubHTTPError, errors.HFValidationError):
+            raise
+        except _STUMBLES:
             raise NetworkError(
-                f"{self._endpoint} answered with something that is not the hub's: {show(str(error))}",
+                f"{shown(self._endpoint)} answers, but not as a hub does",
                 hint="check HF_ENDPOINT and the network",
             ) from None
 
@@ -208,8 +231,8 @@ class HuggingFace:
         return NotFound(f"{place} has no version {show(version)}", hint)
 
     def _revisions(self, reference: Reference, wanted: str) -> list[str]:
-        refs = self._api.list_repo_refs(reference.path)
-        return _nearest(wanted, [ref.name for ref in (*refs.branches, *refs.tags)])
+        branches, tags = self._refs(reference)
+        return _nearest(wanted, [*branches, *tags])
 
 
 def _nearest(wanted: str, names: list[str]) -> list[str]:
