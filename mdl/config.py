@@ -81,15 +81,19 @@ def _folder(environment: Mapping[str, str], variable: str, kind: str) -> Path:
 
 
 def _from_file(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeDecodeError) as error:
+        raise DiskError(
+            f"{path} cannot be read: {error}", hint="check its permissions and encoding"
+        ) from None
     import tomllib
 
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except OSError as error:
-        raise DiskError(f"{path} cannot be read: {error.strerror}", hint="check its permissions") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
         raise UsageError(f"{path} is not valid TOML: {error}", hint="mend it, or move it away") from None
     version = document.pop("version", CONFIG_VERSION)
     if version != CONFIG_VERSION:

@@ -1,6 +1,5 @@
 """What --json prints, as cli.md promises it to scripts: records in, plain dictionaries out."""
 
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from mdl.model import Model
@@ -27,7 +26,7 @@ def model(model: Model) -> dict[str, Any]:
         "context_length": summary.context_length,
         "size": model.size,
         "modified": model.modified.isoformat(),
-        "revision": {name: value or None for name, value in asdict(model.revision).items()},
+        "revision": {name: value or None for name, value in model.revision._asdict().items()},
         "folder": str(model.folder),
         "partial": model.partial,
         "problem": model.problem or None,
@@ -54,7 +53,7 @@ def plan(plan: "Plan") -> dict[str, Any]:
     return {
         "reference": str(plan.manifest.reference),
         "note": plan.manifest.note or None,
-        "revision": {name: value or None for name, value in asdict(plan.manifest.revision).items()},
+        "revision": {name: value or None for name, value in plan.manifest.revision._asdict().items()},
         "bytes_missing": None if None in missing else sum(size or 0 for size in missing),
         "files": files,
     }
@@ -66,6 +65,6 @@ def resolution(resolution: "Resolution") -> dict[str, Any]:
         "text": resolution.text,
         "reference": str(resolution.reference) if resolution.reference else None,
         "here": resolution.model is not None,
-        "steps": [asdict(step) for step in resolution.steps],
+        "steps": [step._asdict() for step in resolution.steps],
         "model": model(resolution.model) if resolution.model else None,
     }

@@ -1,15 +1,15 @@
 """What can go wrong, one class for each exit code. Knows no terminal: `cli` catches these once.
 
-    MdlError            1  anything else that is not a bug
-    ├── UsageError      2  a bad reference, option or value
-    ├── NotFound        3  no such model, version, file or revision
-    ├── AuthError       4  a token is missing, wrong or not enough
-    ├── NetworkError    5  still failing after the retries
-    ├── IntegrityError  6  the bytes are not what was promised
-    ├── DiskError       7  full, read-only, no permission
-    ├── Busy            8  in use, locked, timed out
-    ├── UnsupportedModel 9 unreadable, damaged, or of a kind that cannot run here
-    └── EngineError    10  the process that ran the model died
+MdlError            1  anything else that is not a bug
+├── UsageError      2  a bad reference, option or value
+├── NotFound        3  no such model, version, file or revision
+├── AuthError       4  a token is missing, wrong or not enough
+├── NetworkError    5  still failing after the retries
+├── IntegrityError  6  the bytes are not what was promised
+├── DiskError       7  full, read-only, no permission
+├── Busy            8  in use, locked, timed out
+├── UnsupportedModel 9 unreadable, damaged, or of a kind that cannot run here
+└── EngineError    10  the process that ran the model died
 """
 
 

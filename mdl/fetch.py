@@ -5,7 +5,6 @@ Knows no names (`library` resolves them), no source (`transports` read them) and
 
 import contextlib
 import hashlib
-import secrets
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +16,7 @@ from mdl.errors import Busy, DiskError, IntegrityError
 from mdl.model import METADATA_NAME, File, Manifest, Model
 from mdl.partial import discard
 from mdl.reference import show
-from mdl.store import Store, copy, disk_errors, now, write_metadata
+from mdl.store import Store, copy, disk_errors, now, unique, write_metadata
 from mdl.transports import Transport
 
 if TYPE_CHECKING:
@@ -114,7 +113,7 @@ class Fetcher:
         missing = [file for file in settled if force or not self.store.has_blob(file)]
 
         def place(key: str) -> Path:  # of one's own where locks keep nobody else out of it
-            return self.store.partial(key if trusted[key] else f"{key}.{secrets.token_hex(8)}")
+            return self.store.partial(key if trusted[key] else f"{key}.{unique()}")
 
         paths = {_key(manifest, file): place(_key(manifest, file)) for file in missing}
         received = self._receive(manifest, missing, paths.__getitem__)
@@ -228,7 +227,7 @@ def _digested(file: File, folder: Path) -> File:
 
 def _copy_into(folder: Path, file: File, source: Path, work: Path) -> None:
     """Copy a content to its place in a user's folder, where it appears whole."""
-    beside = work / f"{secrets.token_hex(8)}.copy"
+    beside = work / f"{unique()}.copy"
     copy(source, beside)
     target = folder / file.name
     target.parent.mkdir(parents=True, exist_ok=True)

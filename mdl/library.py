@@ -2,17 +2,16 @@
 
 import fnmatch
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from mdl.config import Settings
 from mdl.errors import NetworkError, NotFound, UnsupportedModel, UsageError
 from mdl.model import METADATA_NAME, File, Manifest, Model, Summary
 from mdl.reference import LONGEST, Reference, show
 from mdl.store import Store
-from mdl.variants import variants
 
 if TYPE_CHECKING:
     from mdl.download import Progress
@@ -24,8 +23,7 @@ SHORTEST_DIGEST = 6  # hex digits of sha256:PREFIX
 SHORTEST_PIN = 7  # of a commit
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+class Step(NamedTuple):
     """One step of a resolution: what was looked at and what came of it."""
 
     step: str
@@ -37,8 +35,7 @@ Steps = list[Step]
 Models = list[Model]
 
 
-@dataclass(frozen=True, slots=True)
-class Resolution:
+class Resolution(NamedTuple):
     """How a string was decided. `model` is what is on this machine; else `reference` tells what to fetch."""
 
     text: str
@@ -47,8 +44,7 @@ class Resolution:
     model: Model | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Watch:
+class Watch(NamedTuple):
     """What a caller wants to hear and is asked while a model is fetched."""
 
     progress: "Progress | None" = None
@@ -454,6 +450,8 @@ def _is_asked_for(model: Model, reference: Reference) -> bool:
         return True
     if pin is None and model.reference.pin is not None:
         return False
+    from mdl.variants import variants
+
     called = any(variant.is_called(version) for variant in variants(file.name for file in model.files))
     return called or version.casefold() == (model.reference.version or "").casefold()
 

@@ -34,8 +34,8 @@ OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
     ">": operator.gt,
     "<": operator.lt,
 }
-_RULE = re.compile(r"\s*(\w+)\s*(>=|<=|!=|==?|>|<)\s*(.+?)\s*")
-_NUMBER = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)i?b?", re.IGNORECASE)
+_RULE = r"\s*(\w+)\s*(>=|<=|!=|==?|>|<)\s*(.+?)\s*"
+_NUMBER = r"(?i)(\d+(?:\.\d+)?)\s*([kmgt]?)i?b?"
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
 
@@ -80,7 +80,7 @@ def _pattern(pattern: str) -> Callable[[Model], bool]:
 
 
 def _rule(text: str) -> Callable[[Model], bool]:
-    match = _RULE.fullmatch(text)
+    match = re.fullmatch(_RULE, text)
     if match is None or match[1] not in KEYS or match[1] == "modified":
         known = ", ".join(key for key in KEYS if key != "modified")
         raise UsageError(
@@ -101,7 +101,7 @@ def _rule(text: str) -> Callable[[Model], bool]:
 
 def _number(text: str, rule: str) -> float:
     """1.5GB, 7B, 4096: sizes and counts, in powers of 1000."""
-    match = _NUMBER.fullmatch(text)
+    match = re.fullmatch(_NUMBER, text)
     if match is None:
         raise UsageError(
             f"the filter {rule!r} has no number", hint="write a number with an optional unit: 1.5GB"

@@ -5,16 +5,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 from mdl.errors import IntegrityError
 from mdl.reference import ONE_VERSION, ONLY, UNKNOWN_VERSION, Reference, show
 
 SCHEMA = 1
 METADATA_NAME = ".metadata"
-_SHA256 = re.compile(r"[0-9a-f]{64}")
-_GIT_ID = re.compile(r"[0-9a-f]{40}")
-_UNSAFE_NAME = re.compile(r'[\x00-\x1f\x7f<>:"|?*\\]')
+_SHA256 = r"[0-9a-f]{64}"
+_GIT_ID = r"[0-9a-f]{40}"
+_UNSAFE_NAME = r'[\x00-\x1f\x7f<>:"|?*\\]'
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,21 +29,24 @@ class File:
 
     def __post_init__(self) -> None:
         path = PurePosixPath(self.name)
-        bad = _UNSAFE_NAME.search(self.name) or not self.name.isprintable() or len(self.name.encode()) > 1024
+        bad = (
+            re.search(_UNSAFE_NAME, self.name)
+            or not self.name.isprintable()
+            or len(self.name.encode()) > 1024
+        )
         if bad or path.is_absolute() or not path.parts or str(path) != self.name or ".." in path.parts:
             raise IntegrityError(f"a file of the model has a name that is not safe: {show(self.name)}")
         if path.parts[0].casefold() == METADATA_NAME or any(len(p.encode()) > 255 for p in path.parts):
             raise IntegrityError(f"a file of the model has a name that is not allowed: {show(self.name)}")
         if self.size is not None and (not isinstance(self.size, int) or self.size < 0):
             raise IntegrityError(f"{show(self.name)} has an impossible size: {self.size}")
-        if self.sha256 is not None and not _SHA256.fullmatch(self.sha256):
+        if self.sha256 is not None and not re.fullmatch(_SHA256, self.sha256):
             raise IntegrityError(f"{show(self.name)} has a malformed sha256: {show(self.sha256)}")
-        if self.git_id is not None and not _GIT_ID.fullmatch(self.git_id):
+        if self.git_id is not None and not re.fullmatch(_GIT_ID, self.git_id):
             raise IntegrityError(f"{show(self.name)} has a malformed git id: {show(self.git_id)}")
 
 
-@dataclass(frozen=True, slots=True)
-class Revision:
+class Revision(NamedTuple):
     """Which state of its source a version is: `kind` is branch, tag, commit or digest."""
 
     kind: str = ""
@@ -51,8 +54,7 @@ class Revision:
     commit: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Summary:
+class Summary(NamedTuple):
     """The facts of a header that a list shows. None is unknown."""
 
     kind: str = "model"  # model, adapter, projector or checkpoint
@@ -109,27 +111,28 @@ class Model:
 
 def to_document(model: Model) -> dict[str, Any]:
     """The content of `.metadata`; `from_document` reads it back."""
-    summary = model.summary
-    header = {name: getattr(summary, name) for name in Summary.__slots__}
     return {
         "schema": SCHEMA,
         "reference": str(model.reference),
         "source": model.source,
         "created": model.modified,
         "partial": model.partial,
-        "revision": {name: getattr(model.revision, name) for name in Revision.__slots__},
-        "header": {name: value for name, value in header.items() if value is not None},
+        "revision": model.revision._asdict(),
+        "header": {name: value for name, value in model.summary._asdict().items() if value is not None},
         "files": [_file_document(file) for file in model.files],
     }
 
 
-def from_document(document: Mapping[str, Any], folder: Path) -> Model:
-    """The model that `.metadata` describes; raises IntegrityError when it describes none."""
+def from_document(document: Mapping[str, Any], folder: Path, reference: Reference | None = None) -> Model:
+    """The model that `.metadata` describes; raises IntegrityError when it describes none.
+
+    A `reference` that was parsed before goes before the text.
+    """
     try:
         if int(document["schema"]) > SCHEMA:
             raise IntegrityError(f"{folder / METADATA_NAME} was written by a newer mdl", hint="update mdl")
         return Model(
-            reference=Reference.parse(document["reference"]),
+            reference=reference or Reference.parse(document["reference"]),
             folder=folder,
             files=tuple(File(**entry) for entry in document["files"]),
             summary=Summary(**document.get("header", {})),

@@ -14,7 +14,6 @@ from typing import Literal
 from urllib.parse import quote, unquote
 
 from mdl.errors import UsageError
-from mdl.filename import quantization_of
 
 HUGGING_FACE = "huggingface.co"
 OLLAMA = "registry.ollama.ai"
@@ -44,14 +43,13 @@ ONE_VERSION = ("https", "http", "file")  # an address has no versions: what lies
 ONLY = "latest"
 LONGEST = 2048  # characters of a whole reference
 LONGEST_SEGMENT = 255  # bytes of a file name, on every file system that matters
-_HOST = re.compile(
-    r"(?=.{1,253}(:|$))[a-z0-9]([a-z0-9_-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9_-]*[a-z0-9])?)*(:\d{1,5})?"
-)
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]*")
-_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+_HOST = r"(?=.{1,253}(:|$))[a-z0-9]([a-z0-9_-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9_-]*[a-z0-9])?)*(:\d{1,5})?"
+_NAME = r"[A-Za-z0-9_][A-Za-z0-9._+-]*"
+_DIGEST = r"sha256:[0-9a-f]{64}"
+# Patterns are text, so that only those that a command needs are compiled.
 # Characters that every file system takes as they are. "@" stands between version and pin, "%" escapes.
 _PLAIN = " !#$&'()+,-.;=[]^_`{}~"
-_RESERVED = re.compile(r"(CON|PRN|AUX|NUL|COM\d|LPT\d)(\..*)?", re.IGNORECASE)  # names that Windows keeps
+_RESERVED = r"(?i)(CON|PRN|AUX|NUL|COM\d|LPT\d)(\..*)?"  # names that Windows keeps
 _INVISIBLE = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}  # controls, BiDi marks, surrogates, unassigned
 
 
@@ -74,7 +72,7 @@ class Reference:
     def __post_init__(self) -> None:
         for part in (self.host, self.path, self.version or "", self.pin or ""):
             _refuse_invisible(part)
-        if not _HOST.fullmatch(self.host) and (self.host or self.scheme not in ("short", "file")):
+        if not re.fullmatch(_HOST, self.host) and (self.host or self.scheme not in ("short", "file")):
             raise UsageError(f"{show(self.host)} is not a host name", hint=_HINT)
         _check_segments(self.path.removeprefix("/").split("/"), is_file=self.scheme == "file")
         for part in (self.version, self.pin):
@@ -184,6 +182,8 @@ def show(text: str, length: int = 60) -> str:
 
 def canonical_version(version: str) -> str:
     """Quantizations are upper case, however they were typed; everything else stays."""
+    from mdl.filename import quantization_of
+
     found = quantization_of(f"{version}.gguf")
     same = found is not None and len(found) == len(version)
     return found if found and same else version
@@ -250,7 +250,7 @@ def _split(text: str) -> tuple[str, str | None, str | None]:
 
 def _check_name(*segments: str) -> None:
     for segment in segments:
-        if not _NAME.fullmatch(segment) or ".." in segment:
+        if not re.fullmatch(_NAME, segment) or ".." in segment:
             raise UsageError(f"{show(segment)} cannot be part of a model's name", hint=_HINT)
 
 
@@ -328,7 +328,7 @@ def _parse_oci(text: str) -> Reference:
 
 
 def _check_pin(pin: str | None) -> None:
-    if pin is not None and not _DIGEST.fullmatch(pin):
+    if pin is not None and not re.fullmatch(_DIGEST, pin):
         raise UsageError(
             f"{show(pin)} is not a digest", hint="a registry is pinned by @sha256: and 64 hex digits"
         )
@@ -374,6 +374,6 @@ _PARSERS = {
 def _to_folder(part: str) -> str:
     """A file name for one part of a reference; `unquote` is its inverse."""
     name = quote(part, safe=_PLAIN)
-    if name.startswith(".") or _RESERVED.fullmatch(name):
+    if name.startswith(".") or re.fullmatch(_RESERVED, name):
         name = f"%{ord(name[0]):02X}{name[1:]}"
     return f"{name[:-1]}%{ord(name[-1]):02X}" if name.endswith((".", " ")) else name

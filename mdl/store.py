@@ -11,7 +11,6 @@ A version appears by one rename of a finished, synced folder and disappears by o
 import contextlib
 import json
 import os
-import secrets
 import shutil
 import stat
 import time
@@ -28,7 +27,7 @@ from mdl.reference import UNKNOWN_VERSION, Reference, show
 WEIGHTS_SUFFIXES = (".gguf", ".safetensors")
 DEEPEST = 16  # folders below models/ that are looked at
 LEFTOVER_AGE = 3600.0  # seconds after which what a killed process was putting together is swept away
-INDEX_SCHEMA = 1
+INDEX_SCHEMA = 2
 COMMIT_TRIES = 8
 
 Describe = Callable[[Path], Model]  # what a folder without .metadata holds
@@ -125,7 +124,7 @@ class Store:
         blob has vanished meanwhile: the caller fetches it again.
         """
         folder = self.folder(model.reference)
-        staged = self.incoming / f"{secrets.token_hex(8)}.version"
+        staged = self.incoming / f"{unique()}.version"
         with disk_errors(folder):
             staged.mkdir(parents=True)
             try:
@@ -142,7 +141,7 @@ class Store:
         """
         with self.exclusive(model.folder), disk_errors(model.folder):
             self._refuse_outside(model.folder)
-            gone = self.incoming / f"{secrets.token_hex(8)}.removed"
+            gone = self.incoming / f"{unique()}.removed"
             self.incoming.mkdir(parents=True, exist_ok=True)
             model.folder.rename(gone)
             shutil.rmtree(gone)
@@ -312,14 +311,16 @@ class Store:
             entry = index.get(key)
             if entry and entry[:3] == [mark, status.st_mtime_ns, status.st_size]:
                 fresh[key] = entry
-                return from_document(entry[3], folder)
+                return from_document(entry[3], folder, Reference(*entry[4]))
             model = self._read(folder)
         except (OSError, MdlError) as error:
             return Model(Reference("short", "", "unreadable"), folder, (), problem=show(str(error), 200))
         if not model.problem:
             document = to_document(model)
             document["created"] = model.modified.isoformat()
-            fresh[key] = [mark, status.st_mtime_ns, status.st_size, document]
+            reference = model.reference
+            names = [reference.scheme, reference.host, reference.path, reference.version, reference.pin]
+            fresh[key] = [mark, status.st_mtime_ns, status.st_size, document, names]
         return model
 
     def _load_index(self) -> dict[str, list[Any]]:
@@ -332,7 +333,7 @@ class Store:
             return {}
 
     def _save_index(self, entries: dict[str, list[Any]]) -> None:
-        beside = self.root / f"index.{secrets.token_hex(4)}.tmp"
+        beside = self.root / f"index.{unique()}.tmp"
         with contextlib.suppress(OSError):  # a read-only cache is slower, not broken
             beside.write_text(json.dumps({"schema": INDEX_SCHEMA, "entries": entries}))
             beside.replace(self.root / "index.json")
@@ -473,6 +474,11 @@ def disk_errors(path: Path) -> Iterator[None]:
             f"{error.strerror or error}: {error.filename or path}",
             hint="free some space or check the permissions; MDL_HOME names another folder for the cache",
         ) from None
+
+
+def unique() -> str:
+    """A name that nobody else has. (`secrets` costs every command what only few need.)"""
+    return os.urandom(8).hex()
 
 
 def now() -> datetime:

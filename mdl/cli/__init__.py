@@ -2,25 +2,47 @@
 
 import signal
 import sys
+from importlib import import_module
 from typing import Annotated
 
 import typer
 
 from mdl import ui
-from mdl.cli import models, running
 from mdl.errors import MdlError, UsageError
 
-app = typer.Typer(
-    name="mdl",
-    help="Get, keep and run open language models on your own machine.",
-    add_completion=False,
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-)
-models.add_to(app)
-running.add_to(app)
+# name: where it is. A command line builds only the command that it names: building all of them takes longer
+# than most commands do.
+COMMANDS = {
+    "download": "mdl.cli.models:download",
+    "list": "mdl.cli.models:list_models",
+    "inspect": "mdl.cli.models:inspect",
+    "resolve": "mdl.cli.models:resolve",
+    "rm": "mdl.cli.models:remove",
+    "chat": "mdl.cli.running:chat",
+    "serve": "mdl.cli.running:serve",
+}
+ALIASES = {"pull": "download", "ls": "list", "show": "inspect", "remove": "rm", "run": "chat"}
+
+
+def build(named: str = "") -> typer.Typer:
+    """The command line with just the command of this name, or with all if there is none."""
+    app = typer.Typer(
+        name="mdl",
+        add_completion=False,
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    )
+    app.callback()(main)
+    names = [ALIASES.get(named, named)] if ALIASES.get(named, named) in COMMANDS else list(COMMANDS)
+    for name in names:
+        module, _, function = COMMANDS[name].partition(":")
+        command = getattr(import_module(module), function)
+        app.command(name)(command)
+        for alias in [alias for alias, target in ALIASES.items() if target == name]:
+            app.command(alias, hidden=True)(command)
+    return app
 
 
 def _version(wanted: bool) -> None:
@@ -31,7 +53,6 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def main(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
@@ -45,6 +66,7 @@ def run(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     json = "--json" in arguments
     try:
+        app = build(arguments[0] if arguments else "")
         return int(app(arguments, standalone_mode=False) or 0)
     except MdlError as failure:
         ui.error(failure, json=json)

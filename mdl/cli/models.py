@@ -16,19 +16,6 @@ if TYPE_CHECKING:
     from mdl.model import Model as ModelRecord
 
 
-def add_to(app: typer.Typer) -> None:
-    for name, command, aliases in (
-        ("download", download, ["pull"]),
-        ("list", list_models, ["ls"]),
-        ("inspect", inspect, ["show"]),
-        ("resolve", resolve, []),
-        ("rm", remove, ["remove"]),
-    ):
-        app.command(name)(command)
-        for alias in aliases:
-            app.command(alias, hidden=True)(command)
-
-
 def download(
     models: Models = None,
     model: ModelOption = None,

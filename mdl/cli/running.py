@@ -33,12 +33,6 @@ Adapters = Annotated[
 ]
 
 
-def add_to(app: typer.Typer) -> None:
-    app.command("chat")(chat)
-    app.command("run", hidden=True)(chat)
-    app.command("serve")(serve)
-
-
 def chat(
     words: Annotated[
         list[str] | None,
