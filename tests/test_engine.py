@@ -242,12 +242,13 @@ def endless(n):
 
 def test_a_cancelled_request_gives_its_slot_back_and_hears_nothing_more(engine):
     heard: list[float] = []
-    first = [threading.Event() for _ in range(4)]
-    cancels = [
-        engine.submit(endless(i), lambda delta, i=i: (first[i].set(), heard.append(time.monotonic())))
-        for i in range(4)
-    ]
-    assert all(event.wait(10) for event in first)
+    first: list[SimpleQueue[object]] = [SimpleQueue() for _ in range(4)]
+
+    def listener(queue):
+        return lambda delta: (heard.append(time.monotonic()), queue.put(delta))
+
+    cancels = [engine.submit(endless(i), listener(queue)) for i, queue in enumerate(first)]
+    assert all(queue.get(timeout=10) for queue in first)
     for cancel in cancels:
         cancel()
     cancelled = time.monotonic()
@@ -548,6 +549,16 @@ def test_a_truncated_model(tmp_path, part):
     data = DEMO.read_bytes()
     path.write_bytes(data[: int(len(data) * part)])
     assert isinstance(loading(path), UnsupportedModel)
+
+
+def test_a_worker_that_dies_while_it_loads_says_so(tmp_path):
+    fifo = tmp_path / "x.gguf"
+    os.mkfifo(fifo)  # a load that does not come to an end
+    with Engine() as engine:
+        engine.load(EngineFiles(fifo))
+        os.kill(engine.pid, signal.SIGKILL)
+        with pytest.raises(EngineError, match=r"while loading.*SIGKILL"):
+            engine.ready(5)
 
 
 def test_mutated_headers_end_in_an_error_or_a_model(tmp_path):

@@ -204,6 +204,11 @@ def test_reasoning_is_the_same_however_it_is_cut_into_pieces(case, data):
     assert split(pieces, prompt) == expected
 
 
+def test_the_space_that_a_vocabulary_puts_before_the_first_word_is_not_part_of_the_answer():
+    reasoning = Reasoning(spaced=True)
+    assert [reasoning.feed(text) for text in (" ", "Hi", " you")] == [("", ""), ("", "Hi"), ("", " you")]
+
+
 # Bytes to text, stop strings
 
 

@@ -236,14 +236,20 @@ class Engine:
             elif self._failure is not None:
                 error = self._failure
             else:
-                error = process.death(status)
+                error = self._death(process.death(status))
                 self._deaths.append(monotonic())
             if self._loaded is None:
                 self._failure = error
             waiting = list(self._waiting)
         self._settled.set()
-        runaway = self._rendering if status == 1 else 0  # so the watchdog of the worker ends it
+        runaway = self._rendering if status == 1 else 0  # as the worker's watchdog ends it
         self._hand_over([(request, _RUNAWAY if request == runaway else error, True) for request in waiting])
+
+    def _death(self, how: str) -> EngineError:
+        if self._loaded is not None:
+            return EngineError(f"the engine {how}", hint="the next request starts a new one")
+        hint = "the file may be damaged, or of a kind that this llama.cpp cannot load"
+        return EngineError(f"while loading the model, the engine {how}", hint=hint)
 
 
 _RUNAWAY = UnsupportedModel(

@@ -1,8 +1,8 @@
 """llama.cpp behind a few calls: load, tokenize, run a step, sample. Knows no requests, pipes or templates.
 
 The only module that imports llama_cpp, and only its low-level half: the package's `__init__` also brings
-numpy, diskcache and jinja2, which takes 300 ms instead of 50. What makes llama.cpp end the process (values out
-of range, a sampler that is NULL) is checked before it gets there.
+numpy, diskcache and jinja2, which takes 300 ms instead of 50. What makes llama.cpp end the process (values
+out of range, a sampler that is NULL) is checked before it gets there.
 """
 
 import ctypes
@@ -28,8 +28,13 @@ def _low_level() -> Any:
     package = types.ModuleType("llama_cpp")
     package.__path__ = list(spec.submodule_search_locations)
     sys.modules["llama_cpp"] = package
-    import llama_cpp.llama_cpp as low_level
-
+    try:
+        import llama_cpp.llama_cpp as low_level
+    except (RuntimeError, OSError, ImportError, AttributeError) as error:
+        cause = " ".join(str(error).split())
+        raise EngineError(
+            f"llama.cpp cannot be loaded: {cause}", hint="install llama-cpp-python again"
+        ) from None
     return low_level
 
 
@@ -61,7 +66,11 @@ class Log:
 
     def cause(self) -> str:
         """The first error, which the later ones only pass on, without the names of functions before it."""
-        return re.sub(r"^(\w+: )+", "", self.errors[0]) if self.errors else "llama.cpp gives no reason"
+        return (
+            re.sub(r"^(\w+: |error loading model: )+", "", self.errors[0])
+            if self.errors
+            else "no reason given"
+        )
 
 
 class Runner:
@@ -108,7 +117,7 @@ class Runner:
         trained = C.llama_model_n_ctx_train(self._model)
         if settings.context is not None and settings.context > trained > 0:
             raise UsageError(
-                f"a context of {settings.context:,} tokens is more than this model was trained for ({trained:,})",
+                f"a context of {settings.context:,} tokens is more than the model learned, {trained:,}",
                 hint=f"use a context of at most {trained}",
             )
         bound = min(MAX_CELLS, max(1024, physical_memory() // 4 // self._cell_size()))
@@ -198,7 +207,7 @@ class Runner:
             if token >= 0
         }
         self._bos = C.llama_vocab_bos(vocab) if C.llama_vocab_get_add_bos(vocab) else -1
-        self._adds_space = C.llama_vocab_type(vocab) == C.LLAMA_VOCAB_TYPE_SPM
+        self.adds_space = C.llama_vocab_type(vocab) == C.LLAMA_VOCAB_TYPE_SPM
 
     def _describe(self, files: EngineFiles, seconds: float) -> Loaded:
         gpu = C.llama_supports_gpu_offload()
@@ -244,7 +253,7 @@ class Runner:
 
     def _tokenize(self, text: str, continued: bool) -> list[int]:
         if (
-            continued and self._adds_space
+            continued and self.adds_space
         ):  # behind a byte that merges with nothing, no space is put before the text
             guard = self._tokenize("\x01", continued=False)
             return self._tokenize("\x01" + text, continued=False)[len(guard) :]

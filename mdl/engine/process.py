@@ -3,6 +3,7 @@
 Nothing here blocks the caller: one thread writes, one reads messages, one keeps the last lines of stderr.
 """
 
+import re
 import signal
 import subprocess
 import sys
@@ -32,13 +33,12 @@ class Process:
     def __init__(self, heard: Callable[[wire.Wire], None], ended: Callable[["Process", int], None]) -> None:
         # -P and -S: the worker finds modules where its parent does, so the current folder and `site` are not
         # asked.
-        self._popen = subprocess.Popen(
-            [sys.executable, "-P", "-S", "-c", _START, *_search_path()],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            **_OWN_GROUP,
-        )
+        command = [sys.executable, "-P", "-S", "-c", _START, *_search_path()]
+        pipe = subprocess.PIPE
+        try:
+            self._popen = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, **_OWN_GROUP)
+        except OSError as error:
+            raise EngineError(f"the engine cannot be started: {error.strerror}") from None
         self.pid = self._popen.pid
         self._heard = heard
         self._ended = ended
@@ -63,11 +63,11 @@ class Process:
         if threading.current_thread() is not self._reader:
             self._reader.join(patience)
 
-    def death(self, status: int) -> EngineError:
+    def death(self, status: int) -> str:
         """How it ended, in a line, with the last thing that it said."""
         last = next((words for words in reversed(self._last_words) if words.strip()), "")
-        said = f": {' '.join(last.split())[:300]}" if last else ""
-        return EngineError(f"the engine {_how(status)}{said}", hint="the next request starts a new one")
+        said = re.sub(r"\S*/(?=[^/\s]+:\d+:)", "", " ".join(last.split()))  # without the folders of a build
+        return f"{_how(status)}: {said[:300]}" if said else _how(status)
 
     def _thread(self, task: Callable[[], None]) -> threading.Thread:
         thread = threading.Thread(target=task, name=f"mdl-engine-{self.pid}{task.__name__}", daemon=True)
@@ -86,8 +86,8 @@ class Process:
             try:
                 for line in stdout:
                     self._heard(wire.parse(line))
-            except EngineError as error:
-                self._last_words.append(error.message)
+            except Exception as error:  # noqa: BLE001 - not to be understood is the end of a worker, not of this
+                self._last_words.append(f"not understood: {error!r}")
         try:
             status = self._popen.wait(1.0)
         except subprocess.TimeoutExpired:

@@ -85,8 +85,12 @@ class Sequence:
         self._reasoning = reasoning
         self._stops = Stops(sampling.stop) if sampling.stop else None
         self._text = self._thought = ""
-        self._started = perf_counter()
-        self._first_token = 0.0
+        self._started = self._first_token = 0.0
+
+    def begin(self, slot: int) -> None:
+        """It has its place, and is computed from now on; again, if it had to give way."""
+        self.slot = slot
+        self._started = self._started or perf_counter()
 
     def accept(self, token: int, piece: bytes | None) -> bool:
         """The token that was sampled, as bytes, or None if it ends the answer. True when the answer is

@@ -22,6 +22,8 @@ CHATML = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 
+CHATML_END = "<|im_end|>"
+
 # How models mark their reasoning. A form that is not here is a line.
 REASONING_TAGS = (
     ("<think>", "</think>"),
@@ -247,15 +249,16 @@ class Reasoning:
     """Tells the reasoning at the beginning of an answer from the answer, and trims the white space around
     both.
 
-    `prompt` is the rendered prompt: some templates open the reasoning there. `over` is True once all that
-    follows is the answer.
+    `prompt` is the rendered prompt: some templates open the reasoning there. `spaced`: the vocabulary
+    puts a space before the first word. `over` is True once all that follows is the answer.
     """
 
-    def __init__(self, prompt: str = "") -> None:
+    def __init__(self, prompt: str = "", spaced: bool = False) -> None:
         tail = prompt[-64:].rstrip()
         self.over = False
         self._close = next((close for start, close in REASONING_TAGS if tail.endswith(start)), "")
         self._held = ""
+        self._spaced = spaced
         self._begun = False
         self._closed = False
 
@@ -287,7 +290,7 @@ class Reasoning:
                 self._held = text
                 return "", ""
         self.over = True
-        return "", text
+        return "", text.removeprefix(" ") if self._spaced else text
 
     def _reason(self, text: str) -> tuple[str, str]:
         text = text if self._begun else text.lstrip()

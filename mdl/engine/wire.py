@@ -1,7 +1,8 @@
 """What goes over the pipes between an engine and its worker: records to JSON and back. Knows no processes.
 
 A message is one line of JSON.
-To the worker: {"load": …}, {"chat": …, "id": n}, {"count": …, "id": n}, {"render": …, "id": n}, {"cancel": n}.
+To the worker: {"load": …}, {"chat": …, "id": n}, {"count": …, "id": n}, {"render": …, "id": n},
+{"cancel": n}.
 From it: {"loaded": …}, {"failed": error}, {"rendering": n}, {"deltas": [[n, text, reasoning], …]},
 {"done": [n, text, reasoning, finish, usage]}, {"error": error, "id": n}, {"result": …, "id": n}.
 """

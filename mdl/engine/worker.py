@@ -7,10 +7,11 @@ It ends when its standard input does, by the hand of the thread that reads it, e
 import faulthandler
 import os
 import signal
-import sys
 import threading
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from queue import SimpleQueue
 from time import perf_counter
@@ -20,7 +21,7 @@ from mdl.engine import wire
 from mdl.engine.request import Chat, EngineSettings
 from mdl.engine.scheduler import Scheduler
 from mdl.engine.sequence import Sequence
-from mdl.engine.template import CHATML, REASONING_TAGS, Prompt, Reasoning, Template
+from mdl.engine.template import CHATML, CHATML_END, REASONING_TAGS, Prompt, Reasoning, Template
 from mdl.errors import EngineError, MdlError, UsageError
 
 TEMPLATE_SECONDS = 3.0
@@ -61,9 +62,10 @@ class Worker:
         self.pipes = pipes
         self.runner = runner
         self.context: int = runner.context
-        self.template = Template(
-            template if template is not None else runner.template or CHATML, runner.controls, runner.named
-        )
+        source = template if template is not None else runner.template
+        self.template = Template(source or CHATML, runner.controls, runner.named)
+        # A model without a template may not know the end of a turn in ChatML as a token: then it is text.
+        self.stop = () if source or CHATML_END in runner.controls else (CHATML_END,)
         runner.show(tag for pair in REASONING_TAGS for tag in pair)
         self.scheduler: Scheduler[Sequence] = Scheduler(settings.parallel, runner.batch, runner.cells)
         self.sequences: dict[int, Sequence] = {}
@@ -109,12 +111,14 @@ class Worker:
             raise UsageError("the prompt is empty")
         if len(tokens) >= self.context:
             raise UsageError(
-                f"the prompt has {len(tokens):,} tokens, and the model's context has room for {self.context:,} "
-                "with the answer",
+                f"the prompt has {len(tokens):,} tokens, and the context has room for {self.context:,} "
+                "together with the answer",
                 hint="shorten the conversation, or load the model with a larger context (--ctx)",
             )
-        sampler = self.runner.sampler(chat.sampling)
-        sequence = Sequence(request, tokens, chat.sampling, self.context, Reasoning(prompt.text), sampler)
+        sampling = replace(chat.sampling, stop=chat.sampling.stop + self.stop)
+        reasoning = Reasoning(prompt.text, spaced=self.runner.adds_space)
+        sampler = self.runner.sampler(sampling)
+        sequence = Sequence(request, tokens, sampling, self.context, reasoning, sampler)
         self.sequences[request] = sequence
         self.scheduler.add(sequence)
 
@@ -149,7 +153,7 @@ class Worker:
         for sequence in self.scheduler.make_room():
             self.vacate(sequence)
         for sequence in self.scheduler.admit():
-            sequence.slot = self.slots.pop()
+            sequence.begin(self.slots.pop())
         work = self.scheduler.schedule()
         if self.unsent and len(work) != sum(step.amount for step in work):
             self.flush()  # a prompt takes long; what is ready should not wait for it
@@ -250,18 +254,27 @@ def main() -> None:
     os.putenv("GGML_NO_BACKTRACE", "1")  # it would start a debugger
     pipes = Pipes()
     _be_the_first_to_go()
+    try:
+        worker = load(pipes)
+    except MdlError as error:
+        pipes.send(failed=wire.pack_error(error))
+        return
+    try:
+        worker.serve()
+    except Exception:  # noqa: BLE001 - it ends here, whatever it is
+        traceback.print_exc()
+        os._exit(70)  # a bug; 1 is what the watchdog of templates ends with
+
+
+def load(pipes: Pipes) -> Worker:
+    """Begins to import before it is known what to load."""
     from mdl.engine.llama import Runner
 
     threading.Thread(target=_import_template_engine, daemon=True).start()
-    message = pipes.inbox.get()
-    files, settings = wire.unpack_load(message["load"])
-    try:
-        runner = Runner(files, settings)
-    except MdlError as error:
-        pipes.send(failed=wire.pack_error(error))
-        sys.exit(0)
+    files, settings = wire.unpack_load(pipes.inbox.get()["load"])
+    runner = Runner(files, settings)
     pipes.send(loaded=wire.pack_loaded(runner.loaded))
-    Worker(pipes, runner, settings, files.template).serve()
+    return Worker(pipes, runner, settings, files.template)
 
 
 def _import_template_engine() -> None:

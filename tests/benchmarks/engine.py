@@ -3,8 +3,8 @@
     python tests/benchmarks/engine.py [MODEL.gguf]
 
 The bare loop does nothing but decode, sample and look for the end, in a process of its own, with the same
-model, threads, prompt tokens and sampler. Both take turns; the table has medians. So that the demo's answers are
-long, its token that ends one is made into another, in a copy.
+model, threads, prompt tokens and sampler. Both take turns; the table has medians. So that the demo's answers
+are long, its token that ends one is made into another, in a copy.
 """
 
 import json
