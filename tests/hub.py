@@ -66,6 +66,7 @@ class Hub:
     def __init__(self, page: int = 1000) -> None:
         self.page = page  # entries of one page of a listing
         self.repositories: dict[str, Repository] = {}
+        self.pages: dict[str, Answer] = {}  # what lies at other addresses, by path
         self.seen: list[Seen] = []
         self.faults: list[tuple[str, Any]] = []
         self._hub = _serve(self, "hub")
@@ -85,6 +86,12 @@ class Hub:
         repository = self.repositories[name] = Repository(name, **options)
         repository.commit(files)
         return repository
+
+    def put(self, path: str, content: bytes, **headers: str) -> str:
+        """Let a file lie at a plain address, which is returned."""
+        extra = {name.replace("_", "-"): value for name, value in headers.items()}
+        self.pages[path] = Answer(200, content, {**_bytes(content).headers, **extra})
+        return self.url + quote(path)
 
     # Faults: each holds for as many requests whose path contains `part` as ordered
 
@@ -219,6 +226,8 @@ class _Handler(BaseHTTPRequestHandler):
         path, query = urlsplit(self.path).path, parse_qs(urlsplit(self.path).query)
         if self.port == "cdn":
             return self._content(path, query)
+        if unquote(path) in self.hub.pages:
+            return self.hub.pages[unquote(path)]
         if match := _API.fullmatch(path):
             return self._ask(match[1], match[2] or "revision", unquote(match[3] or "main"), query)
         if match := _SMALL.fullmatch(path):
