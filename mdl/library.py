@@ -87,7 +87,7 @@ class Library:
             raise NotFound(
                 f"{resolution.reference} is not on this machine", hint=f"mdl download {resolution.reference}"
             )
-        return self.download(str(resolution.reference), watch)
+        return self.download(text, watch)  # as it was written: an address may have a query that opens it
 
     def here(self, text: str) -> Model:
         """The model of this name on this machine, whatever it takes to find it; raises NotFound."""

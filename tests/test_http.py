@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -125,9 +126,11 @@ def test_what_is_no_model_is_called_what_it_is(
     assert words in error.message
 
 
-def test_a_query_opens_the_door_and_is_kept_nowhere(hub: Hub, library: Library) -> None:
+@pytest.mark.parametrize("way", ["download", "get"])
+def test_a_query_opens_the_door_and_is_kept_nowhere(hub: Hub, library: Library, way: str) -> None:
     hub.put("/m.gguf", CONTENT)
-    found = library.download(f"{hub.url}/m.gguf?{SECRET}")
+    library.settings = replace(library.settings, pull="missing")
+    found = getattr(library, way)(f"{hub.url}/m.gguf?{SECRET}")
     assert all(SECRET in seen.path for seen in hub.requests("/m.gguf"))
     assert str(found.reference) == f"{hub.url}/m.gguf"
     files = [path for path in library.settings.home.rglob("*") if path.is_file()]
