@@ -56,6 +56,11 @@ def data_path() -> Path:
     return _folder(os.environ, "MDL_DATA_HOME", "user_data_path")
 
 
+def wants_color() -> bool:
+    """Whether a terminal may get escape sequences: https://no-color.org, and terminals that know none."""
+    return not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
 def with_flags(settings: Settings, **flags: Any) -> Settings:
     """Flags go before everything else; None is a flag that was not given."""
     given = {name: value for name, value in flags.items() if value is not None}

@@ -13,7 +13,7 @@ from mdl.errors import UsageError
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from mdl.engine.request import EngineFiles, EngineSettings, Sampling
+    from mdl.engine.request import EngineFiles, EngineSettings
     from mdl.library import Library
 
 AUTO = "auto"
@@ -69,14 +69,23 @@ def chat(
 
     name, prompt = _model_and_prompt(words or [], model)
     settings = _engine_settings(context, gpu_layers, threads, parallel=1)
-    sampling = _sampling(temperature, top_p, top_k, seed, max_tokens, stop)
+    sampling = {
+        "temperature": temperature,
+        "top_p": top_p,
+        "top_k": top_k,
+        "seed": seed,
+        "max_tokens": max_tokens,
+        "stop": tuple(stop) if stop else None,
+    }
+    given = {name: value for name, value in sampling.items() if value is not None}
     with Engine() as engine:  # starts now, while the rest is still being decided
         asked = _with_piped(prompt)
         library = options.open_library(pull, offline)
         engine.load(_files(library, name, adapter or []), settings)
+        from mdl import config
         from mdl.chat import Options
 
-        chosen = Options(name, system, sampling, think, stats, session)
+        chosen = Options(name, system, given, think, stats, session, config.wants_color())
         if asked is not None:
             from mdl.chat.answer import answer_once
 
@@ -146,27 +155,6 @@ def _engine_settings(
     return EngineSettings(context=context, gpu_layers=layers, threads=threads, parallel=parallel)
 
 
-def _sampling(
-    temperature: float | None,
-    top_p: float | None,
-    top_k: int | None,
-    seed: int | None,
-    max_tokens: int | None,
-    stop: list[str] | None,
-) -> "Sampling":
-    from mdl.engine.request import Sampling
-
-    chosen = {
-        "temperature": temperature,
-        "top_p": top_p,
-        "top_k": top_k,
-        "seed": seed,
-        "max_tokens": max_tokens,
-    }
-    given = {name: value for name, value in chosen.items() if value is not None}
-    return Sampling(**given, stop=tuple(stop or ()))  # type: ignore[arg-type]
-
-
 def serve(
     models: options.Models = None,
     model: Annotated[
@@ -190,8 +178,8 @@ def serve(
 ) -> int:
     """Serve models to programs, by OpenAI's HTTP API."""
     from mdl.progress import watch
-    from mdl.server import ServeOptions
-    from mdl.server import serve as run_server
+    from mdl.server.options import ServeOptions
+    from mdl.server.run import serve as run_server
 
     library = options.open_library(pull, offline)
     names = (*(models or []), *(model or []))
@@ -204,7 +192,7 @@ def serve(
         api_key=api_key if api_key is not None else library.settings.api_key,
         models=names,
         engine=_engine_settings(context, gpu_layers, threads, parallel),
-        idle_seconds=_seconds(idle),
+        idle_seconds=_seconds(idle) or None,
         max_models=max_models,
     )
 
@@ -214,7 +202,8 @@ def serve(
         else:
             ui.out(f"mdl serves {', '.join(names) or 'all models of this machine'} on {address}")
 
-    return run_server(library, chosen, ready)
+    run_server(library, chosen, ready)
+    return 0
 
 
 def _seconds(text: str) -> float:
