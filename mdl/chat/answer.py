@@ -1,11 +1,13 @@
 """One answer, written as it comes. Knows no conversation and imports nothing that is slow."""
 
+import sys
 from collections.abc import Generator
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import Literal, cast
 
-from mdl.chat.session import Options, begin, save
+from mdl.chat import Options
+from mdl.chat.session import begin, save
 from mdl.chat.terminal import Sink, Terminal
 from mdl.engine import Engine
 from mdl.engine.request import Chat, Delta, Loaded, Message, Usage
@@ -44,21 +46,25 @@ def answer(engine: Engine, chat: Chat, sink: Sink) -> Reply:
                 end, usage = delta.finish or end, delta.usage
     except KeyboardInterrupt:
         end = "interrupt"
-    finally:
-        sink.end()
+    sink.end()
     return Reply("".join(said), "".join(thought), end, usage)
 
 
-def once(engine: Engine, prompt: str, options: Options, terminal: Terminal) -> None:
-    """Answers one prompt: the answer to `out`, and with `options.stats` what it took to `err`.
+def answer_once(engine: Engine, prompt: str, options: Options) -> int:
+    """Answers one prompt: the answer to stdout, and with `options.stats` what it took to stderr. Gives the
+    exit code.
 
-    Raises UsageError for options that cannot be, what the engine raises, KeyboardInterrupt after Ctrl-C (the
-    engine has stopped then), and BrokenPipeError when `out` is closed.
+    Raises UsageError for options that cannot be, what the engine and the session's file raise, and
+    KeyboardInterrupt after Ctrl-C; the engine has stopped then.
     """
+    terminal = Terminal(sys.stdout, sys.stderr, options.color)
     session = begin(options)
-    loaded = wait(engine, options.model, terminal)
     question = Message("user", prompt)
-    reply = answer(engine, session.chat(question), terminal.sink())
+    loaded = wait(engine, options.model, terminal)
+    try:
+        reply = answer(engine, session.chat(question), terminal.sink())
+    except BrokenPipeError:
+        return terminal.abandon()
     if reply.end == "interrupt":
         raise KeyboardInterrupt
     if session.name:
@@ -67,6 +73,7 @@ def once(engine: Engine, prompt: str, options: Options, terminal: Terminal) -> N
         terminal.note(f"the answer is cut: the context of {loaded.context:,} tokens is full")
     if options.stats and reply.usage:
         terminal.note(statistics(reply.usage, loaded.context))
+    return 0
 
 
 def wait(engine: Engine, model: str, terminal: Terminal) -> Loaded:

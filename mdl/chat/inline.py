@@ -71,22 +71,15 @@ class Inline:
     def _draw_span(self, found: "re.Match[str]") -> None:
         kind = found.lastgroup or ""
         if not self.styled:
-            self._put_words(found[0], self.style)
+            self.lines.words(found[0], self.style)
         elif kind == "code":
-            self._put_words(found["code"].strip(), self.style + CODE)
+            self.lines.words(found["code"].strip(), self.style + CODE)
         else:
             outer = self.style
             self.begin(outer + {"bold": BOLD, "italic": ITALIC, "strike": STRIKE}[kind])
             self.feed(found[kind], whole=True)
             self.style = outer
         self._opens = False
-
-    def _put_words(self, text: str, style: str) -> None:
-        for part in re.split(r"([ \t]+)", text):
-            if part.isspace():
-                self.lines.space(part)
-            elif part:
-                self.lines.put(part, style)
 
 
 def _may_open(marks: str, following: str) -> bool:

@@ -3,12 +3,12 @@
 import json
 import os
 import re
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from mdl.chat import Options
 from mdl.config import data_path
 from mdl.engine.request import Chat, Message, Sampling
 from mdl.errors import DiskError, IntegrityError, MdlError, NotFound, UsageError
@@ -19,22 +19,6 @@ LARGEST = 64_000_000  # bytes of a session file that is read
 _NAME = re.compile(r"[^\W_][\w .-]{0,59}")
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # devices, on Windows
 _ROLES = ("user", "assistant")
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """What a conversation starts with, as the command line has it.
-
-    `model` is the reference as it was written. `sampling` has only what was asked for: {"temperature": 0.0}.
-    `session` is the name of a kept conversation; None keeps nothing.
-    """
-
-    model: str = ""
-    system: str | None = None
-    sampling: Mapping[str, Any] = field(default_factory=dict)
-    thinking: bool | None = None
-    stats: bool = False
-    session: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

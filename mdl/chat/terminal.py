@@ -5,15 +5,16 @@ a program wants all of it, and knows no escape sequences. On a terminal, what co
 """
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, TextIO
 
-from mdl.chat.inert import inert
+from mdl.chat.inline import DIM
 from mdl.chat.markdown import Markdown
+from mdl.chat.wrap import RESET, Lines
 from mdl.engine.request import Delta
 from mdl.errors import MdlError
+from mdl.ui import inert, width
 
-DIM, RED, RESET = "\x1b[2m", "\x1b[31m", "\x1b[0m"
 NARROWEST = 20  # columns
 
 
@@ -71,7 +72,7 @@ class Screen:
         if self._now is not part:
             self._terminal.write(self._between(part))
             self._now = part
-        self._terminal.write(part.feed(inert(text)))
+        self._terminal.write(part.feed(inert(text.replace("\r", ""))))
 
     def _between(self, part: Markdown) -> str:
         """Without colour the reasoning needs words to tell where it begins and ends."""
@@ -92,11 +93,17 @@ class Terminal:
     out: TextIO
     err: TextIO
     color: bool
-    _status: bool = False
+    _status: bool = field(default=False, init=False)
 
     def sink(self) -> Sink:
         """For one answer."""
         return Screen(self) if self.out.isatty() else Pipe(self.out)
+
+    def abandon(self) -> int:
+        """The exit code when whoever read `out` has gone (`| head -1`): that of a tool which a closed pipe
+        ends. What is still in the buffer goes nowhere, so that nothing complains at the end."""
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self.out.fileno())
+        return 141
 
     def columns(self) -> int:
         """Asked for each word, as a window may change its size at any time."""
@@ -109,9 +116,33 @@ class Terminal:
     def write(self, text: str) -> None:
         _write(self.out, text)
 
+    def ask(self, text: str) -> None:
+        """What stands before the cursor while a person types."""
+        _write(self.err, text)
+
+    def gap(self) -> None:
+        """An empty line between turns, which belongs to no answer."""
+        if self.out.isatty():
+            self.write("\n")
+
     def say(self, text: str) -> None:
         """What a command tells: plain lines."""
         self._talk(text, "")
+
+    def show(self, rows: tuple[tuple[str, str], ...]) -> None:
+        """A table of two columns, the second of which wraps."""
+        self.clear()
+        first = max(width(name) for name, _ in rows) + 2
+        lines = Lines(self.columns)
+        lines.hang = " " * first
+        for name, text in rows:
+            start = name + " " * (first - width(name))
+            for line in inert(text).splitlines() or [""]:
+                lines.put(start)
+                lines.words(line)
+                lines.newline()
+                start = lines.hang
+        _write(self.err, lines.take())
 
     def note(self, text: str) -> None:
         """Something said in passing."""
@@ -119,7 +150,7 @@ class Terminal:
 
     def fail(self, error: MdlError) -> None:
         """The cause on a line, what to do on the next."""
-        self._talk(f"mdl: {error.message}", RED)
+        self._talk(f"mdl: {inert(error.message, one_line=True)}", "")
         if error.hint:
             self._talk(error.hint, DIM)
 

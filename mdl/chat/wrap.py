@@ -3,28 +3,19 @@
 What was written is never written again: a word is held back until it is whole, and that is all.
 """
 
+import re
 import unicodedata
 from collections.abc import Callable
 
+from mdl.ui import width
+
 RESET = "\x1b[0m"
-
-
-def width(text: str) -> int:
-    """Columns that a text takes on a terminal, near enough to wrap lines by."""
-    if text.isascii():
-        return len(text)
-    return sum(map(_width, text))
+_SPACES = re.compile(r"([ \t]+)")
 
 
 def is_wide(character: str) -> bool:
     """Whether a character takes two columns, and a line may be broken beside it: Chinese, Japanese, emoji."""
     return unicodedata.east_asian_width(character) in "WF"
-
-
-def _width(character: str) -> int:
-    if is_wide(character):
-        return 2
-    return 0 if unicodedata.category(character) in ("Mn", "Me", "Cf") else 1
 
 
 class Lines:
@@ -48,6 +39,14 @@ class Lines:
         if self._word and self._word[-1][1] == style:
             text = self._word.pop()[0] + text
         self._word.append((text, style))
+
+    def words(self, text: str, style: str = "") -> None:
+        """Words and the spaces between them."""
+        for part in _SPACES.split(text):
+            if part.isspace():
+                self.space(part)
+            elif part:
+                self.put(part, style)
 
     def space(self, text: str = " ") -> None:
         """What is between two words, where a line may end. At the start of a line it is nothing."""
