@@ -179,7 +179,6 @@ class _Transfer:
     def _once(self) -> Received:
         partial, answer, splits = self._begin()
         try:
-            partial.check_space()
             self.progress.started(self.job.name, partial.total, partial.received)
             received = self._gather(partial, answer, splits)
         except IntegrityError:
@@ -211,6 +210,7 @@ class _Transfer:
         expected, path = self.job.expected, self.job.partial
         partial = None if self._single else Partial.resume(path, expected.verifiable)
         if partial and expected.size in (None, partial.total):
+            require_space(path, (partial.total or 0) - partial.received)
             return partial, None, True
         if partial:
             partial.close()
@@ -229,7 +229,10 @@ class _Transfer:
         answer = self.ask({})
         try:
             if answer.status != 200:
-                raise NetworkError(f"{shown(answer.url)} sent a part where the whole file was asked for")
+                raise NetworkError(
+                    f"{shown(answer.url)} sent a part where the whole file was asked for",
+                    hint="try another source",
+                )
             answer.refuse_coding()
             _refuse_other_size(self.job, answer)
         except BaseException:

@@ -55,6 +55,9 @@ class Plan:
         self._taken: list[Extent] = []
         self._block: int | None = None
 
+    def add(self, start: int, end: int) -> None:
+        self._open.append(Extent(start, end))
+
     def take(self, steal: bool) -> Extent | None:
         """The next range for an idle connection; with `steal`, half of somebody's if nothing is free."""
         if not self._open and steal:
@@ -118,7 +121,7 @@ class Crew:
         self._source, self._partial, self._client, self._budget = source, partial, client, budget
         self._limits, self._splits = client.limits, splits
         self.transferred = 0
-        self._plan = Plan(partial.gaps() if partial.total is not None else [(0, _UNBOUNDED)])
+        self._plan = Plan([(0, _UNBOUNDED)] if partial.total is None else partial.gaps())
         self._changed = threading.Condition()
         self._threads: list[threading.Thread] = []
         self._active = self._failures = 0
@@ -130,6 +133,8 @@ class Crew:
 
     def run(self, answer: Answer | None) -> None:
         """Gather everything that is missing; `answer` is an open one from the start of the file."""
+        if answer and self._partial.total == 0:
+            self._plan.add(0, 0)  # to see that nothing comes
         self._hire(answer)
         try:
             while self._active and not self._failure:
@@ -285,7 +290,8 @@ class Crew:
             raise Transient(f"{shown(answer.url)} closed the connection early")
         if whole and extent.end == self._partial.total and answer.length is None and answer.read(1):
             raise IntegrityError(
-                f"{shown(answer.url)} sends more than the {extent.end} bytes that were promised"
+                f"{shown(answer.url)} sends more than the {extent.end} bytes that were promised",
+                hint="check whether it was replaced at its source",
             )
         with self._changed:
             if self._partial.total is None:

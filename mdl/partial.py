@@ -58,7 +58,7 @@ class Header:
         try:
             fields = json.loads(line)
             total, validator, boot = fields["total"], fields["validator"], fields["boot"]
-        except (ValueError, LookupError, TypeError):
+        except (ValueError, LookupError, TypeError, RecursionError):
             return None
         sound = (
             fields.get("schema") == _SCHEMA and type(total) is int and total >= 0 and isinstance(boot, str)
@@ -89,6 +89,7 @@ class Partial:
     def create(cls, path: Path, total: int | None, validator: str | None) -> "Partial":
         """An empty one, in place of whatever lies there. Raises DiskError."""
         discard(path)
+        require_space(path, total or 0)
         partial = cls(path, total, validator)
         with disk_errors(path):
             # A new inode, never a truncation: another process may still hold, or have published, the old one.
@@ -235,10 +236,6 @@ class Partial:
         """Sync the file with its size. Raises DiskError."""
         with self._in_use():
             os.fsync(self._fd)
-
-    def check_space(self) -> None:
-        """Raise DiskError if what is missing does not fit on the disk."""
-        require_space(self.path, (self.total or 0) - self.received)
 
     def close(self) -> None:
         """Let go of the files once nobody reads or writes any more."""

@@ -30,6 +30,7 @@ REDIRECTS = frozenset({301, 302, 303, 307, 308})
 PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
 _HARMLESS = frozenset({"accept", "accept-language", "user-agent"})
 _PLAIN_CODINGS = frozenset({"", "identity", "none", "binary", "aws-chunked"})
+_AT_FAULT = "the server or something before it is at fault: try again later, or another source"
 _RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)")
 
 
@@ -142,7 +143,9 @@ class Answer:
             return None
         values = {value.strip() for value in text.split(",")}
         if len(values) != 1 or not re.fullmatch(r"[0-9]{1,19}", text.split(",")[0].strip()):
-            raise NetworkError(f"{shown(self.url)} sent a Content-Length that is no length: {text[:40]!r}")
+            raise NetworkError(
+                f"{shown(self.url)} sent a Content-Length that is no length: {text[:40]!r}", _AT_FAULT
+            )
         return int(values.pop())
 
     @property
@@ -168,7 +171,8 @@ class Answer:
         coding = self.headers.get("content-encoding", "").strip().lower()
         if coding not in _PLAIN_CODINGS:
             raise NetworkError(
-                f"{shown(self.url)} sent compressed bytes ({coding[:20]}) though plain ones were asked for"
+                f"{shown(self.url)} sent compressed bytes ({coding[:20]}) though plain ones were asked for",
+                _AT_FAULT,
             )
 
 
@@ -179,7 +183,7 @@ class Client:
         """`proxies` maps a scheme, `all` or `no` to an address; None means what the system says."""
         self.limits = limits
         self._proxies = urllib.request.getproxies() if proxies is None else dict(proxies)
-        self._managers: dict[str | None, PoolManager] = {}
+        self._managers: dict[tuple[str, str | None], PoolManager] = {}
         self._lock = threading.Lock()
         self._stopping = threading.Event()
         self._not_before: dict[str, float] = {}
@@ -212,7 +216,7 @@ class Client:
                 answer.refuse_coding()
                 begins = answer.extent[0] if answer.extent else 0 if answer.status == 200 else None
                 if begins != start:
-                    raise NetworkError(f"{shown(answer.url)} cannot send a part of the file")
+                    raise NetworkError(f"{shown(answer.url)} cannot send a part of the file", _AT_FAULT)
                 return _read_up_to(answer, size)
             finally:
                 answer.close()
@@ -316,9 +320,9 @@ class Client:
             scheme, _, _ = origin_of(target)
             target = _without_user(target)
         except ValueError:
-            raise NetworkError(f"{shown(url)} redirects to what is no web address") from None
+            raise NetworkError(f"{shown(url)} redirects to what is no web address", _AT_FAULT) from None
         if url.startswith("https:") and scheme != "https":
-            raise NetworkError(f"{shown(url)} redirects to plain http, which is refused")
+            raise NetworkError(f"{shown(url)} redirects to plain http, which is refused", _AT_FAULT)
         return target
 
     def _slowed(self, answer: Answer) -> Transient:
@@ -332,11 +336,11 @@ class Client:
         return Transient(reason, hint="try again later", wait=wait)
 
     def _manager(self, url: str) -> "PoolManager":
-        proxy = self._proxy(url)
+        key = origin_of(url)[0], self._proxy(url)
         with self._lock:
-            if proxy not in self._managers:
-                self._managers[proxy] = self._connect(proxy)
-            return self._managers[proxy]
+            if key not in self._managers:
+                self._managers[key] = self._connect(*key)
+            return self._managers[key]
 
     def _proxy(self, url: str) -> str | None:
         scheme, host, port = origin_of(url)
@@ -344,13 +348,12 @@ class Client:
             return None
         return self._proxies.get(scheme) or self._proxies.get("all")
 
-    def _connect(self, proxy: str | None) -> "PoolManager":
+    def _connect(self, scheme: str, proxy: str | None) -> "PoolManager":
         import urllib3
 
-        options: dict[str, Any] = {
-            "maxsize": self.limits.total + self.limits.files,
-            "ssl_context": ssl.create_default_context(),  # honours SSL_CERT_FILE and SSL_CERT_DIR
-        }
+        options: dict[str, Any] = {"maxsize": self.limits.total + self.limits.files}
+        if scheme == "https" or (proxy or "").startswith("https"):  # reading all authorities takes 20 ms
+            options["ssl_context"] = ssl.create_default_context()  # honours SSL_CERT_FILE and SSL_CERT_DIR
         manager = urllib3.PoolManager(**options) if proxy is None else _proxy_manager(proxy, options)
         manager.pool_classes_by_scheme = _watched_pools(self)
         return manager
@@ -373,7 +376,9 @@ def refusal(status: int, url: str, elsewhere: bool = False) -> MdlError:
 def _read_whole(answer: Answer, max_bytes: int) -> bytes:
     body = _read_up_to(answer, max_bytes + 1)
     if len(body) > max_bytes:
-        raise NetworkError(f"{shown(answer.url)} sent more than {max_bytes} bytes where little was expected")
+        raise NetworkError(
+            f"{shown(answer.url)} sent more than {max_bytes} bytes where little was expected", _AT_FAULT
+        )
     return body
 
 
@@ -492,10 +497,10 @@ class _network_errors:  # noqa: N801  reads as a statement
             return _proxy_error(cause)
         if isinstance(error, exceptions.NameResolutionError):
             return self._unresolved(host, cause)
+        if isinstance(cause, ConnectionRefusedError):  # asked first: urllib3 counts it among the timeouts
+            return Transient(f"{host} refused the connection")
         if isinstance(error, TimeoutError | exceptions.TimeoutError):
             return Transient(f"{host} did not answer in time")
-        if isinstance(cause, ConnectionRefusedError):
-            return Transient(f"{host} refused the connection")
         return Transient(f"the connection to {host} broke ({_words(cause)})")
 
     def _unresolved(self, host: str, cause: BaseException) -> NetworkError:
