@@ -5,8 +5,9 @@ Knows no names (`library` resolves them), no source (`transports` read them) and
 
 import contextlib
 import hashlib
+import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,7 @@ from mdl.errors import Busy, DiskError, IntegrityError
 from mdl.model import METADATA_NAME, File, Manifest, Model
 from mdl.partial import discard
 from mdl.reference import show
-from mdl.store import Store, copy, disk_errors, now, unique, write_metadata
+from mdl.store import Store, copy, disk_errors, link, now, unique, write_metadata
 from mdl.transports import Transport
 
 if TYPE_CHECKING:
@@ -65,25 +66,41 @@ class Fetcher:
 
     def fetch_to(self, manifest: Manifest, folder: Path) -> Model:
         """The version as plain files in a folder of the user's, past the cache. What is right there stays."""
-        work = folder / ".mdl-incoming"
-        with disk_errors(folder):
-            work.mkdir(parents=True, exist_ok=True)
-            wanted = [file for file in self._settle(manifest) if not _is_intact(folder / file.name, file)]
-            cached = [file for file in wanted if self.store.has_blob(file)]
-            missing = [file for file in wanted if file not in cached]
+        with disk_errors(folder), self._workplace(folder) as work:
+            settled = self._settle(manifest)
+            wanted = [file for file in settled if not _is_intact(folder / file.name, file)]
+            missing = [file for file in wanted if not self._copied(file, folder, work)]
             received = self._receive(manifest, missing, lambda key: work / f"{key}.partial")
-            for file in cached:
-                _copy_into(folder, file, self.store.blob(file.sha256 or ""), work)
             for file in missing:
-                _copy_into(folder, file, work / f"{_key(manifest, file)}.partial", work)
-            files = [
-                _with_content(file, received.get(_key(manifest, file))) for file in self._settle(manifest)
-            ]
+                beside = work / f"{unique()}.whole"
+                link(work / f"{_key(manifest, file)}.partial", beside)
+                _appear(beside, folder / file.name)
+            files = [_with_content(file, received.get(_key(manifest, file))) for file in settled]
             model = _model(manifest, [_digested(file, folder) for file in files], folder)
             (folder / METADATA_NAME).unlink(missing_ok=True)
             write_metadata(folder, model)
-            shutil.rmtree(work, ignore_errors=True)
         return model
+
+    @contextlib.contextmanager
+    def _workplace(self, folder: Path) -> Iterator[Path]:
+        """Where things gather in a user's folder. It goes when all are whole; else the next run goes on."""
+        key = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:32]
+        with self.store.transfer_lock(f"to-{key}", partial(self.waiting, str(folder))) as trusted:
+            work = folder / (".mdl-incoming" if trusted else f".mdl-incoming-{unique()}")
+            work.mkdir(parents=True, exist_ok=True)
+            yield work
+            shutil.rmtree(work, ignore_errors=True)
+
+    def _copied(self, file: File, folder: Path, work: Path) -> bool:
+        """Whether a content could be copied from the cache to its place; not if it is damaged there."""
+        if not self.store.has_blob(file):
+            return False
+        beside = work / f"{unique()}.copy"
+        copy(self.store.blob(file.sha256 or ""), beside)
+        if not _is_intact(beside, file):
+            return False
+        _appear(beside, folder / file.name)
+        return True
 
     def _lock_all(self, manifest: Manifest, locks: contextlib.ExitStack) -> dict[str, bool]:
         """Take the lock of each content, in one order for everybody, so that two downloads cannot block each
@@ -225,11 +242,8 @@ def _digested(file: File, folder: Path) -> File:
     return replace(file, size=size, sha256=sha256)
 
 
-def _copy_into(folder: Path, file: File, source: Path, work: Path) -> None:
-    """Copy a content to its place in a user's folder, where it appears whole."""
-    beside = work / f"{unique()}.copy"
-    copy(source, beside)
-    target = folder / file.name
+def _appear(beside: Path, target: Path) -> None:
+    """Give a whole file its place in a user's folder, by one rename."""
     target.parent.mkdir(parents=True, exist_ok=True)
     beside.replace(target)
 
