@@ -51,6 +51,7 @@ class Prompt:
             color_depth=None if color else ColorDepth.DEPTH_1_BIT,
             key_bindings=_keys(),
             reserve_space_for_menu=6,
+            enable_suspend=True,
         )
 
     def read(self, watch: Callable[[], object] | None = None) -> str:
