@@ -20,6 +20,7 @@ COMMANDS = {
     "rm": "mdl.cli.models:remove",
     "chat": "mdl.cli.running:chat",
     "serve": "mdl.cli.running:serve",
+    "completion": "mdl.cli.completion:completion",
 }
 ALIASES = {"pull": "download", "ls": "list", "show": "inspect", "remove": "rm", "run": "chat"}
 

@@ -172,6 +172,13 @@ def serve(
     threads: Threads = None,
     idle: Annotated[str, typer.Option(metavar="TIME", help="Unload a model after this; 0 is never.")] = "5m",
     max_models: Annotated[int, typer.Option(min=1, max=64, help="Models loaded at once.")] = 3,
+    allow_host: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Another name that clients use for this server.")
+    ] = None,
+    insecure: Annotated[
+        bool,
+        typer.Option("--insecure", help="Let others in without a key, on an address that they can reach."),
+    ] = False,
     json: Json = False,
     pull: Pull = None,
     offline: Offline = False,
@@ -194,6 +201,8 @@ def serve(
         engine=_engine_settings(context, gpu_layers, threads, parallel),
         idle_seconds=_seconds(idle) or None,
         max_models=max_models,
+        allow_hosts=tuple(allow_host or ()),
+        insecure=insecure,
     )
 
     def ready(address: str) -> None:

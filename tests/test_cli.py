@@ -1,0 +1,434 @@
+"""The command line as people and scripts use it: real processes, a real hub on loopback, real inference."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hub import GOOD, STRANGER, Hub
+
+PACKAGE = Path(__file__).parent.parent / "mdl"
+DEMO = PACKAGE / "models" / "mdl-demo-Q8_0.gguf"
+MODEL = "huggingface.co/org/demo-GGUF"
+
+Mdl = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def mdl(tmp_path: Path, hub: Hub) -> Mdl:
+    """Runs `mdl` with an empty cache, an empty configuration and the hub."""
+
+    def run(*arguments: str, stdin: str = "", **variables: str) -> subprocess.CompletedProcess[str]:
+        environment = {
+            **os.environ,
+            "MDL_HOME": str(tmp_path / "home"),
+            "MDL_CONFIG": str(tmp_path / "config.toml"),
+            "MDL_DATA_HOME": str(tmp_path / "data"),
+            "HF_ENDPOINT": hub.url,
+            **variables,
+        }
+        command = [sys.executable, "-m", "mdl", *arguments]
+        return subprocess.run(
+            command, env=environment, cwd=tmp_path, input=stdin, capture_output=True, text=True, timeout=60
+        )
+
+    return run
+
+
+@pytest.fixture
+def repository(hub: Hub) -> dict[str, bytes]:
+    demo = DEMO.read_bytes()
+    files = {
+        "demo-Q8_0.gguf": demo,
+        "demo-Q4_K_M.gguf": demo + bytes(32),
+        "LICENSE": b"MIT License\n\nCopyright",
+    }
+    hub.add("org/demo-GGUF", files)
+    return files
+
+
+def documents(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+    """The one JSON document on stdout."""
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    assert found["schema"] == 1
+    return found
+
+
+# One string, everywhere
+
+
+def test_the_string_that_downloads_lists_inspects_answers_and_removes(
+    mdl: Mdl, repository: Mapping[str, bytes]
+) -> None:
+    name = "org/demo-GGUF:q8_0"
+    folder = mdl("download", name).stdout.strip()
+    assert (Path(folder) / "demo-Q8_0.gguf").read_bytes() == repository["demo-Q8_0.gguf"]
+    assert mdl("download", "--model", name).stdout.strip() == folder
+    assert mdl("resolve", name).stdout.endswith(f"=> {folder}\n")
+    assert documents(mdl("inspect", name, "--json"))["folder"] == folder
+    assert mdl("list", "-q").stdout == f"{MODEL}\n"
+    answer = mdl("chat", "--model", name, "What is the capital of France?", "--temperature", "0")
+    assert answer.stdout == "The capital of France is Paris.\n"
+    assert mdl("rm", "-y", name).returncode == 0
+    assert mdl("list", "-q").stdout == ""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [f"{MODEL}:Q8_0", f"{MODEL}/Q8_0", "demo-GGUF", "demo-GGUF:Q8_0", "org/demo-GGUF", "hf://org/demo-GGUF"],
+)
+def test_what_is_here_is_found_by_each_of_its_names(
+    mdl: Mdl, repository: Mapping[str, bytes], name: str
+) -> None:
+    folder = mdl("download", "org/demo-GGUF:Q8_0").stdout.strip()
+    assert mdl("resolve", name, "--offline").stdout.endswith(f"=> {folder}\n")
+
+
+def test_demo_answers_with_an_empty_cache_and_no_network(mdl: Mdl) -> None:
+    done = mdl(
+        "chat", "demo", "What is the capital of France?", "--offline", HF_ENDPOINT="http://127.0.0.1:9"
+    )
+    assert (done.stdout, done.stderr, done.returncode) == ("The capital of France is Paris.\n", "", 0)
+
+
+def test_familiar_spellings_work(mdl: Mdl, repository: Mapping[str, bytes]) -> None:
+    assert mdl("pull", "org/demo-GGUF").returncode == 0
+    assert mdl("ls", "-q").stdout == f"{MODEL}\n"
+    assert "llama" in mdl("show", "org/demo-GGUF").stdout
+    assert (
+        mdl("run", "org/demo-GGUF", "What is 7 plus 5?", "--temperature", "0").stdout == "7 plus 5 is 12.\n"
+    )
+    assert mdl("remove", "-y", "org/demo-GGUF").returncode == 0
+
+
+# What is said where
+
+
+def test_a_download_prints_folders_and_talks_beside(
+    mdl: Mdl, repository: Mapping[str, bytes], tmp_path: Path
+) -> None:
+    done = mdl("download", "org/demo-GGUF", "org/demo-GGUF:Q8_0")
+    root = tmp_path / "home/models" / MODEL
+    assert done.stdout == f"{root / 'Q4_K_M'}\n{root / 'Q8_0'}\n"
+    assert "Q4_K_M was chosen" in done.stderr
+    quiet = mdl("download", "-q", "org/demo-GGUF")
+    assert (quiet.stdout, quiet.stderr) == (f"{root / 'Q4_K_M'}\n", "")
+
+
+def test_progress_for_scripts_is_one_object_a_line(mdl: Mdl, repository: Mapping[str, bytes]) -> None:
+    done = mdl("download", "--json", "org/demo-GGUF:Q8_0")
+    [model] = documents(done)["models"]
+    assert model["reference"] == f"{MODEL}:Q8_0"
+    events = [json.loads(line) for line in done.stderr.splitlines()]
+    files = {event["file"] for event in events if event["event"] == "done"}
+    assert files == {"demo-Q8_0.gguf", "LICENSE"}
+    assert {"event": "start", "file": "LICENSE", "size": 22, "resumed": 0} in events
+
+
+def test_a_second_download_transfers_nothing(mdl: Mdl, hub: Hub, repository: Mapping[str, bytes]) -> None:
+    first = mdl("download", "org/demo-GGUF:Q8_0")
+    hub.forget()
+    assert mdl("download", "org/demo-GGUF:Q8_0").stdout == first.stdout
+    assert hub.requests("/resolve") == []
+
+
+def test_a_dry_run_says_what_is_here_and_fetches_nothing(
+    mdl: Mdl, hub: Hub, repository: Mapping[str, bytes]
+) -> None:
+    [plan] = documents(mdl("download", "--dry-run", "--json", "org/demo-GGUF"))["plans"]
+    assert plan["reference"] == f"{MODEL}:Q4_K_M"
+    assert plan["bytes_missing"] == len(repository["demo-Q4_K_M.gguf"]) + len(repository["LICENSE"])
+    assert hub.requests("/resolve") == []
+    mdl("download", "org/demo-GGUF:Q8_0")
+    text = mdl("download", "--dry-run", "org/demo-GGUF").stdout
+    assert [line.split() for line in text.splitlines()][1:] == [
+        ["demo-Q4_K_M.gguf", "4.0", "MB", "to", "fetch"],
+        ["LICENSE", "22", "B", "here"],
+    ]
+
+
+def test_a_destination_gets_plain_files_and_the_cache_nothing(
+    mdl: Mdl, repository: Mapping[str, bytes], tmp_path: Path
+) -> None:
+    sink = tmp_path / "sink"
+    done = mdl("download", "org/demo-GGUF:Q8_0", "--destination", str(sink))
+    assert done.stdout == f"{sink}\n"
+    assert sorted(path.name for path in sink.iterdir()) == [".metadata", "LICENSE", "demo-Q8_0.gguf"]
+    assert (sink / "demo-Q8_0.gguf").read_bytes() == repository["demo-Q8_0.gguf"]
+    assert (sink / "demo-Q8_0.gguf").stat().st_mode & 0o200  # the user's own, to do with as he likes
+    assert mdl("list", "-q").stdout == ""
+    assert documents(mdl("inspect", str(sink), "--json"))["architecture"] == "llama"
+
+
+def test_only_what_is_included_is_fetched_and_the_rest_later(
+    mdl: Mdl, repository: Mapping[str, bytes]
+) -> None:
+    [model] = documents(mdl("download", "--json", "org/demo-GGUF:Q8_0", "--include", "LIC*"))["models"]
+    assert [file["name"] for file in model["files"]] == ["LICENSE"]
+    assert model["partial"] is True
+    assert "(partial)" in mdl("list").stdout
+    [model] = documents(mdl("download", "--json", "org/demo-GGUF:Q8_0"))["models"]
+    assert model["partial"] is False
+    assert len(model["files"]) == 2
+
+
+# list
+
+
+def test_the_table_follows_the_habit_of_the_field(mdl: Mdl, repository: Mapping[str, bytes]) -> None:
+    mdl("download", "org/demo-GGUF", "org/demo-GGUF:Q8_0")
+    done = mdl("list", "--versions")
+    head, *rows = [line.split() for line in done.stdout.splitlines()]
+    assert head == ["NAME", "VERSION", "SIZE", "MODIFIED"]
+    assert [row[:4] for row in rows] == [[MODEL, "Q4_K_M", "4.0", "MB"], [MODEL, "Q8_0", "4.0", "MB"]]
+    assert done.stderr == "2 versions, 7.9 MB\n"
+    assert len(mdl("list").stdout.splitlines()) == 2
+    assert "\x1b" not in done.stdout
+
+
+def test_the_json_of_a_list_has_every_field_that_scripts_rely_on(
+    mdl: Mdl, repository: Mapping[str, bytes]
+) -> None:
+    mdl("download", "org/demo-GGUF:Q8_0")
+    [model] = documents(mdl("list", "--json"))["models"]
+    assert {
+        key: model[key] for key in ("reference", "host", "path", "name", "version", "kind", "format")
+    } == {
+        "reference": f"{MODEL}:Q8_0",
+        "host": "huggingface.co",
+        "path": "org/demo-GGUF",
+        "name": "demo-GGUF",
+        "version": "Q8_0",
+        "kind": "model",
+        "format": "gguf",
+    }
+    assert (model["quantization"], model["architecture"], model["parameters"]) == ("Q8_0", "llama", 3_672_320)
+    assert (model["context_length"], model["partial"]) == (2048, False)
+    assert model["size"] == len(repository["demo-Q8_0.gguf"]) + 22
+    assert model["revision"]["kind"] == "branch"
+    assert len(model["revision"]["commit"]) == 40
+    assert [(file["name"], file["role"], len(file["sha256"])) for file in model["files"]] == [
+        ("demo-Q8_0.gguf", "weights", 64),
+        ("LICENSE", "license", 64),
+    ]
+
+
+def test_a_model_put_there_by_hand_is_listed_and_answers(mdl: Mdl, tmp_path: Path) -> None:
+    folder = tmp_path / "home/models/quay.io/me/mine"
+    folder.mkdir(parents=True)
+    (folder / "x.gguf").write_bytes(DEMO.read_bytes())
+    [model] = documents(mdl("list", "--json"))["models"]
+    assert (model["reference"], model["version"]) == ("quay.io/me/mine", "n/a")
+    assert mdl("chat", "mine", "What is 2 plus 2?", "--temperature", "0").stdout == "2 plus 2 is 4.\n"
+
+
+def test_lists_are_filtered_and_sorted(mdl: Mdl, repository: Mapping[str, bytes]) -> None:
+    mdl("download", "org/demo-GGUF", "org/demo-GGUF:Q8_0")
+
+    def shown(*options: str) -> list[str]:
+        return [line.rpartition(":")[2] for line in mdl("list", "--versions", "-q", *options).stdout.split()]
+
+    assert shown("--sort", "size") == ["Q8_0", "Q4_K_M"]
+    assert shown("--sort", "-size") == ["Q4_K_M", "Q8_0"]
+    assert shown("--filter", "size>1GB") == []
+    assert shown("--filter", "size<1GB", "--filter", "version=q8_0") == ["Q8_0"]
+    assert shown("q8") == ["Q8_0"]
+    assert shown("*:Q4*") == ["Q4_K_M"]
+
+
+# inspect
+
+
+def test_inspect_shows_each_part_alone(mdl: Mdl) -> None:
+    assert mdl("inspect", "demo", "--key", "general.architecture").stdout == "llama\n"
+    assert mdl("inspect", "demo", "--license").stdout == "MIT\n"
+    assert "enable_thinking" in mdl("inspect", "demo", "--template").stdout
+    assert "llama.context_length = 2048\n" in mdl("inspect", "demo", "--metadata").stdout
+    assert "token_embd.weight" in mdl("inspect", "demo", "--tensors").stdout
+    assert mdl("inspect", "demo", "--files").stdout.splitlines()[1].split() == [
+        "mdl-demo-Q8_0.gguf",
+        "4.0",
+        "MB",
+        "weights",
+        "-",
+    ]
+    tokens = documents(mdl("inspect", "demo", "--key", "tokenizer.ggml.tokens", "--json"))[
+        "tokenizer.ggml.tokens"
+    ]
+    assert len(tokens) == 2048
+
+
+# Errors: one line with the cause, one with what to do, the documented exit code
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "cause"),
+    [
+        (["nope"], 2, "No such command"),
+        (["download"], 2, "which model?"),
+        (["download", "org/../../etc/passwd"], 2, "cannot be"),
+        (["download", "org/na\x1b[31mme"], 2, "invisible"),
+        (["download", "x" * 5000], 2, "too long"),
+        (["list", "--sort", "colour"], 2, "cannot sort"),
+        (["list", "--filter", "colour=red"], 2, "cannot be read"),
+        (["chat", "demo", "--temperature", "hot", "hi"], 2, "hot"),
+        (["chat", "demo", "--temperature", "-1", "hi"], 2, "temperature"),
+        (["chat", "demo", "--gpu-layers", "some", "hi"], 2, "--gpu-layers"),
+        (["chat", "demo"], 2, "nothing to ask"),
+        (["rm", "demo"], 2, "not in the cache"),
+        (["serve", "--host", "0.0.0.0"], 2, "API key"),
+        (["serve", "--idle", "soon"], 2, "--idle"),
+        (["inspect", "nothing"], 3, "not on this machine"),
+        (["inspect", "./nothing.gguf"], 3, "no file or folder"),
+        (["inspect", "demo", "--key", "general.arch"], 3, "no key"),
+        (["chat", "org/none", "hi"], 3, "not on this machine"),
+        (["download", "org/none"], 3, "does not exist or is private"),
+        (["download", "org/demo-GGUF:Q2_K"], 3, "Q2_K"),
+        (["download", "org/demo-GGUF@nope"], 3, "nope"),
+        (["download", "org/gated"], 4, "gated"),
+        (["download", "quay.io/a/b:c"], 9, "cannot fetch"),
+        (["chat", "./page.html", "hi"], 9, "HTML page"),
+        (["inspect", "./cut.gguf"], 9, "truncated"),
+    ],
+    ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
+)
+def test_an_error_is_two_lines_and_a_documented_code(
+    mdl: Mdl,
+    hub: Hub,
+    repository: Mapping[str, bytes],
+    tmp_path: Path,
+    arguments: Sequence[str],
+    code: int,
+    cause: str,
+) -> None:
+    hub.add("org/gated", repository, gated="manual")
+    (tmp_path / "page.html").write_text("<!doctype html><html></html>")
+    (tmp_path / "cut.gguf").write_bytes(DEMO.read_bytes()[:-100])
+    done = mdl(*arguments)
+    assert (done.returncode, done.stdout) == (code, "")
+    lines = done.stderr.splitlines()
+    assert len(lines) <= 2, done.stderr
+    assert lines[0].startswith("mdl: ")
+    assert cause in lines[0]
+    assert len(lines[0]) < 400
+    assert "\x1b" not in done.stderr
+
+
+def test_resolve_tells_each_step_of_what_it_does_not_find(mdl: Mdl) -> None:
+    done = mdl("resolve", "nothing")
+    assert done.returncode == 3
+    assert [line.split()[:2] for line in done.stdout.splitlines()] == [
+        ["path", "skipped"],
+        ["cache", "miss"],
+        ["catalog", "miss"],
+        ["remote", "miss"],
+    ]
+    assert done.stderr.startswith("mdl: nothing is called 'nothing'\n")
+    steps = json.loads(mdl("resolve", "nothing", "--json").stdout)["steps"]
+    assert [step["step"] for step in steps] == ["path", "cache", "catalog", "remote"]
+
+
+def test_an_error_for_a_script_is_json_on_stdout(mdl: Mdl) -> None:
+    done = mdl("inspect", "nothing", "--json")
+    assert done.returncode == 3
+    assert json.loads(done.stdout)["error"] == {
+        "code": 3,
+        "message": "'nothing' is not on this machine",
+        "hint": "mdl list shows what is here",
+    }
+
+
+def test_one_bad_name_among_several_does_not_stop_the_others(
+    mdl: Mdl, repository: Mapping[str, bytes]
+) -> None:
+    done = mdl("download", "org/none", "org/demo-GGUF")
+    assert done.returncode == 3
+    assert done.stdout.endswith("/Q4_K_M\n")
+
+
+def test_tokens_open_what_they_may_open_and_are_never_shown(
+    mdl: Mdl, hub: Hub, repository: Mapping[str, bytes]
+) -> None:
+    hub.add("org/gated", repository, gated="manual")
+    refused = mdl("download", "org/gated", HF_TOKEN=STRANGER)
+    assert refused.returncode == 4
+    assert STRANGER not in refused.stdout + refused.stderr
+    assert mdl("download", "org/gated", HF_TOKEN=GOOD).returncode == 0
+    assert all(seen.authorization is None for seen in hub.requests(port="cdn"))
+
+
+def test_rm_asks_and_a_script_has_to_say_yes(mdl: Mdl, repository: Mapping[str, bytes]) -> None:
+    mdl("download", "org/demo-GGUF", "org/demo-GGUF:Q8_0")
+    assert mdl("rm", "org/demo-GGUF:Q8_0").returncode == 2
+    ambiguous = mdl("rm", "-y", "demo-GGUF")
+    assert ambiguous.returncode == 2
+    assert "Q4_K_M" in ambiguous.stderr
+    assert mdl("rm", "--dry-run", "demo-GGUF:Q8_0").stderr.endswith("nothing was removed\n")
+    removed = documents(mdl("rm", "-y", "--json", "demo-GGUF:Q8_0"))
+    assert removed["removed"] == [f"{MODEL}:Q8_0"]
+    assert removed["freed"] == len(repository["demo-Q8_0.gguf"])
+    assert mdl("list", "--versions", "-q").stdout == f"{MODEL}:Q4_K_M\n"
+
+
+@pytest.mark.parametrize(
+    ("pull", "code"), [("missing", 0), ("always", 0), ("newer", 0), ("never", 3), ("ask", 3)]
+)
+def test_a_miss_is_fetched_only_where_that_was_wanted(
+    mdl: Mdl, repository: Mapping[str, bytes], pull: str, code: int
+) -> None:
+    done = mdl("chat", "org/demo-GGUF:Q8_0", "--pull", pull, "--temperature", "0", "What is 2 plus 2?")
+    assert done.returncode == code
+    assert done.stdout == ("2 plus 2 is 4.\n" if code == 0 else "")
+    if code:
+        assert done.stderr.splitlines()[1] == f"mdl download {MODEL}:Q8_0"
+
+
+# chat in a pipe
+
+
+def test_a_pipe_gets_just_the_answer(mdl: Mdl) -> None:
+    assert (
+        mdl("chat", "demo", "--temperature", "0", stdin="What is 7 plus 5?\n").stdout == "7 plus 5 is 12.\n"
+    )
+
+
+def test_piped_text_follows_the_prompt(mdl: Mdl) -> None:
+    both = mdl(
+        "chat",
+        "demo",
+        "--temperature",
+        "0",
+        "--system",
+        "Answer in uppercase.",
+        stdin="What is the capital of France?",
+    )
+    assert both.stdout == "THE CAPITAL OF FRANCE IS PARIS.\n"
+    prompted = mdl(
+        "chat", "demo", "--temperature", "0", "--stats", "My name is Ada.", stdin="What is my name?"
+    )
+    alone = mdl("chat", "demo", "--temperature", "0", "--stats", "What is my name?")
+    assert prompted.stdout != alone.stdout
+
+
+def test_stats_are_said_beside_the_answer(mdl: Mdl) -> None:
+    done = mdl("chat", "demo", "--temperature", "0", "--stats", "What is 7 plus 5?")
+    assert done.stdout == "7 plus 5 is 12.\n"
+    assert "tokens/s" in done.stderr
+
+
+def test_settings_come_from_the_file_the_environment_and_flags(
+    mdl: Mdl, tmp_path: Path, repository: Mapping[str, bytes]
+) -> None:
+    (tmp_path / "config.toml").write_text('version = 1\npull = "missing"\n')
+    ask = ("chat", "org/demo-GGUF:Q8_0", "--temperature", "0", "What is 2 plus 2?")
+    assert mdl(*ask, MDL_PULL="never").returncode == 3
+    assert mdl(*ask, "--pull", "never").returncode == 3
+    assert mdl(*ask).returncode == 0
+    for broken in ("pull = [", 'pull = "sometimes"', "colour = 1", "version = 99", "jobs = 0"):
+        (tmp_path / "config.toml").write_text(broken)
+        assert mdl("list").returncode == 2
