@@ -14,10 +14,9 @@ from mdl.ui import width
 SGR = re.compile(r"\x1b\[[0-9;]*m")
 
 # What models write, in pieces that make and break every rule.
-PIECES = st.sampled_from(
-    ["*", "**", "_", "`", "```", "~~", "|", "|-|", "#", "# ", "- ", "1. ", "> ", "\n", "\n\n", " ", "  ", "\t"]
-    + ["word", "a", "(", "é", "日本", "👍", "---", "very long words " * 9, "x" * 99, "python\n", "\\|", "0"]
-)
+MARKS = ["*", "**", "_", "`", "```", "~~", "|", "|-|", "#", "# ", "- ", "1. ", "> ", "---", "\\|"]
+WORDS = ["word", "a", "(", "é", "日本", "👍", "very long words " * 9, "x" * 99, "python\n", "0"]
+PIECES = st.sampled_from([*MARKS, *WORDS, "\n", "\n\n", " ", "  ", "\t"])
 TEXTS = st.lists(PIECES, max_size=40).map("".join)
 
 

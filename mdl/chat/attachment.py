@@ -28,18 +28,20 @@ def read(written: str) -> tuple[str, str]:
 
     Raises NotFound, DiskError, and UsageError for what is no text or too large.
     """
-    path = _path(written)
     try:
+        path = _path(written)
         if not path.is_file():
             raise NotFound(
                 f"{path} is {'a folder' if path.is_dir() else 'not there'}", hint="name a text file"
             )
         with path.open("rb") as file:
             return path.name, text(file.read(LARGEST + 1), path.name)
-    except ValueError:  # a NUL in the path
-        raise NotFound(f"{path} is no path", hint="name a text file") from None
+    except (ValueError, RuntimeError):  # a NUL in it, ~nobody
+        raise NotFound(f"{written!r:.80} is no path", hint="name a text file") from None
     except OSError as error:
-        raise DiskError(f"{path} cannot be read: {error.strerror}", hint="check its permissions") from None
+        raise DiskError(
+            f"{written:.200} cannot be read: {error.strerror}", hint="check its permissions"
+        ) from None
 
 
 def text(data: bytes, name: str) -> str:
@@ -71,14 +73,14 @@ def within(prompt: str, attachments: tuple[tuple[str, str], ...]) -> str:
 
 
 def _path(written: str) -> Path:
-    path = Path(written).expanduser() if not written.startswith("~/") else Path.home() / written[2:]
+    path = Path(written).expanduser()
     if path.exists():
         return path
     try:
         words = shlex.split(written)  # terminals quote what is dropped on them
     except ValueError:
         return path
-    return Path(words[0]) if len(words) == 1 else path
+    return Path(words[0]).expanduser() if len(words) == 1 else path
 
 
 def _fenced(name: str, content: str) -> str:
