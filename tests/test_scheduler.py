@@ -131,18 +131,18 @@ def test_a_short_request_behind_long_ones_is_not_kept_waiting_by_them():
     assert steps == 2
 
 
-def test_when_the_cells_run_out_the_youngest_waits_and_is_computed_again():
-    old, young = Request(20, 60), Request(20, 60)
+def test_when_the_cells_run_out_the_youngest_waits_and_is_the_next_to_be_computed_again():
+    old, young, third = todo = [Request(20, 60), Request(20, 60), Request(5, 5)]
     scheduler = Scheduler(slots=2, batch=64, cells=100, headroom=0)
-    scheduler.add(old)
-    scheduler.add(young)
+    for request in todo:
+        scheduler.add(request)
     preempted = 0
-    while not old.done:
+    while scheduler.running or scheduler.waiting:
         step(scheduler)
         preempted += young in scheduler.waiting
-    assert preempted and not young.done and young.tokens  # it keeps what it has written
-    while not young.done:
-        step(scheduler)
+        assert old not in scheduler.waiting
+        assert not (young in scheduler.waiting and third in scheduler.running)
+    assert preempted
 
 
 @pytest.mark.parametrize("where", ["running", "waiting"])

@@ -220,13 +220,9 @@ class Engine:
             for request, what, final in news:
                 deliver = self._waiting.pop(request, None) if final else self._waiting.get(request)
                 if deliver is not None:
-                    deliver(what)
+                    _guarded(deliver, what)
 
-        try:
-            self._post(call)
-        except Exception as error:  # noqa: BLE001 - whatever the caller's code does, other requests want their answers
-            report = (type(error), error, error.__traceback__, threading.current_thread())
-            threading.excepthook(threading.ExceptHookArgs(report))
+        _guarded(self._post, call)
 
     def _end(self, process: "Process", status: int) -> None:
         with self._lock:
@@ -256,6 +252,15 @@ _RUNAWAY = UnsupportedModel(
     "the chat template of the model took more than three seconds, and was stopped",
     hint="mdl inspect --template shows it",
 )
+
+
+def _guarded(function: Callable[[Any], object], argument: Any) -> None:
+    """What the caller's code raises is reported as by a thread; the other requests get their answers."""
+    try:
+        function(argument)
+    except Exception as error:  # noqa: BLE001
+        report = (type(error), error, error.__traceback__, threading.current_thread())
+        threading.excepthook(threading.ExceptHookArgs(report))
 
 
 def _take(pieces: SimpleQueue[Any]) -> Any:
