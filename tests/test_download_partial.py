@@ -1,4 +1,4 @@
-"""What an earlier process left is believed only as far as it is sound; nothing else on the disk is touched."""
+"""What an earlier process left is believed only as far as it is sound; nothing else on disk is touched."""
 
 import contextlib
 import hashlib
@@ -202,7 +202,7 @@ def test_whatever_order_the_pieces_come_in_the_hash_is_of_what_is_on_disk(tmp_pa
 @settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_every_byte_is_given_to_one_connection_at_a_time_and_all_are_given(data):
-    """Connections take, get, fail, steal and share in any order; each byte of the gaps is got exactly once."""
+    """Connections take, get, fail, steal and share in any order; each byte of the gaps is got just once."""
     edges = sorted(data.draw(st.lists(st.integers(0, 40), min_size=2, max_size=6, unique=True)))
     gaps = [(a * PIECE, b * PIECE) for a, b in zip(edges[::2], edges[1::2], strict=False)]
     plan, working, got = Plan(gaps), [], []
