@@ -1,0 +1,80 @@
+"""Settings: defaults < config.toml < environment < flags, and what cannot be is told."""
+
+from pathlib import Path
+
+import pytest
+
+from mdl import config
+from mdl.errors import DiskError, UsageError
+
+
+def load(tmp_path: Path, text: str | None = None, **variables: str) -> config.Settings:
+    path = tmp_path / "config.toml"
+    if text is not None:
+        path.write_text(text)
+    return config.load({"MDL_HOME": str(tmp_path / "home"), "MDL_CONFIG": str(path), **variables})
+
+
+def test_without_anything_there_are_defaults(tmp_path: Path) -> None:
+    settings = load(tmp_path)
+    assert settings == config.Settings(tmp_path / "home")
+    assert (settings.pull, settings.offline, settings.hf_endpoint) == ("ask", False, "https://huggingface.co")
+
+
+def test_the_environment_goes_before_the_file_and_flags_before_both(tmp_path: Path) -> None:
+    text = 'version = 1\npull = "never"\njobs = 2\noffline = true\n'
+    assert load(tmp_path, text).pull == "never"
+    settings = load(tmp_path, text, MDL_PULL="always", MDL_OFFLINE="0")
+    assert (settings.pull, settings.jobs, settings.offline) == ("always", 2, False)
+    assert config.with_flags(settings, pull="missing", offline=None, jobs=9).jobs == 9
+    assert config.with_flags(settings, pull=None).pull == "always"
+
+
+def test_what_hugging_face_s_own_tools_read_is_honoured(tmp_path: Path) -> None:
+    settings = load(tmp_path, HF_ENDPOINT="http://127.0.0.1:1/", HF_HUB_OFFLINE="1")
+    assert (settings.hf_endpoint, settings.offline) == ("http://127.0.0.1:1", True)
+    assert load(tmp_path, 'hf_endpoint = "http://x"', HF_ENDPOINT="http://y").hf_endpoint == "http://x"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "pull = 'sometimes'",
+        "jobs = 0",
+        "jobs = 65",
+        "jobs = 'many'",
+        "offline = 'perhaps'",
+        "color = 1",
+        "version = 2",
+        "[",
+        "\x00",
+    ],
+)
+def test_what_cannot_be_is_an_error_that_names_it(tmp_path: Path, text: str) -> None:
+    with pytest.raises(UsageError):
+        load(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [{"MDL_PULL": "x"}, {"MDL_JOBS": "-1"}, {"MDL_OFFLINE": "perhaps"}, {"HF_HUB_OFFLINE": "perhaps"}],
+)
+def test_so_is_a_variable(tmp_path: Path, variables: dict[str, str]) -> None:
+    with pytest.raises(UsageError) as refused:
+        load(tmp_path, **variables)
+    assert next(iter(variables)) in refused.value.message
+
+
+def test_a_file_that_is_no_text_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_bytes(b"\xff\xfe")
+    with pytest.raises(DiskError):
+        load(tmp_path)
+
+
+def test_the_home_may_be_anywhere(tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text(f"home = '{tmp_path / 'elsewhere'}'")
+    assert config.load({"MDL_CONFIG": str(path)}).home == tmp_path / "elsewhere"
+    assert (
+        config.load({"MDL_CONFIG": str(path), "MDL_HOME": str(tmp_path / "here")}).home == tmp_path / "here"
+    )
