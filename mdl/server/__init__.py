@@ -111,7 +111,7 @@ class ChatCompletions:
                     with asking(engine, asked.chat) as pieces:
                         if asked.stream:
                             chunks = openai.Chunks(name, asked.include_usage)
-                            await send_stream(scope, send, pieces, chunks, place.room.limits.stall_seconds)
+                            await send_stream(send, pieces, chunks)
                             return
                         deltas = [delta async for bunch in pieces for delta in bunch]
                 await Ascii(openai.completion(name, deltas))(scope, receive, send)

@@ -96,15 +96,16 @@ def _config(application: Starlette, limits: Limits) -> uvicorn.Config:
 
 
 def protocol(limits: Limits) -> type[H11Protocol]:
-    """uvicorn's, which ends connections that are one too many, or on which nothing but bytes arrive: a header
-    without end, or a body after its answer. What else takes long is bounded where it is awaited."""
+    """uvicorn's, which cuts connections that are one too many, on which nothing but bytes arrive (a header
+    without end, a body after its answer), or on which nothing is read. What else takes long is bounded where
+    it is awaited."""
 
     class Bounded(H11Protocol):
-        _timer: asyncio.TimerHandle | None = None
+        _hearing: asyncio.TimerHandle | None = None
+        _telling: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
-            self.app_state = {**self.app_state, "abort": transport.abort}
             if len(self.connections) > limits.connections:
                 transport.abort()
             self._watch()
@@ -113,23 +114,34 @@ def protocol(limits: Limits) -> type[H11Protocol]:
             super().data_received(data)
             self._watch()
 
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            self._telling = self.loop.call_later(limits.stall_seconds, self.transport.abort)
+
+        def resume_writing(self) -> None:
+            _cancel(self._telling)
+            super().resume_writing()
+
         def connection_lost(self, exc: Exception | None) -> None:
-            self._stop()
+            _cancel(self._hearing)
+            _cancel(self._telling)
             super().connection_lost(exc)
 
         def _watch(self) -> None:
-            answering = self.conn.our_state is h11.SEND_RESPONSE or self.conn.our_state is h11.SEND_BODY
+            """A client is heard out while it says something that it will get an answer to."""
+            answering = self.conn.our_state in (h11.SEND_RESPONSE, h11.SEND_BODY)
             if answering or self.conn.their_state is h11.DONE:
-                self._stop()
-            elif self._timer is None:
-                self._timer = self.loop.call_later(limits.header_seconds, self.transport.abort)
-
-        def _stop(self) -> None:
-            if self._timer is not None:
-                self._timer.cancel()
-                self._timer = None
+                _cancel(self._hearing)
+                self._hearing = None
+            elif self._hearing is None:
+                self._hearing = self.loop.call_later(limits.header_seconds, self.transport.abort)
 
     return Bounded
+
+
+def _cancel(timer: asyncio.TimerHandle | None) -> None:
+    if timer is not None:
+        timer.cancel()
 
 
 # The address
@@ -144,9 +156,16 @@ def listen(options: ServeOptions) -> socket.socket:
             hint="give it one with --api-key, or insist with --insecure",
         )
     try:
-        return socket.create_server(place, family=family, backlog=BACKLOG)
+        both = options.host == "::" and socket.has_dualstack_ipv6()  # everybody: those of IPv4 too
+        sock = socket.create_server(place, family=family, backlog=BACKLOG, dualstack_ipv6=both)
     except OSError as error:
         raise _explained(error, options) from None
+    if hasattr(
+        socket, "TCP_USER_TIMEOUT"
+    ):  # Linux; inherited by each connection, and holds after its end too
+        patience = int(options.limits.stall_seconds * 1000)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, patience)
+    return sock
 
 
 def address(sock: socket.socket) -> str:

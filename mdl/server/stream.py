@@ -3,11 +3,11 @@ left to read them. Knows no dialect and no JSON.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Protocol
 
-from starlette.types import Receive, Scope, Send
+from starlette.types import Receive, Send
 
 from mdl.engine import Engine
 from mdl.engine.request import Chat, Delta
@@ -99,35 +99,23 @@ async def while_connected(receive: Receive) -> AsyncIterator[None]:
         watcher.cancel()
 
 
-async def send_stream(
-    scope: Scope, send: Send, pieces: Pieces, dialect: Dialect, stall_seconds: float
-) -> None:
+async def send_stream(send: Send, pieces: Pieces, dialect: Dialect) -> None:
     """Sends an answer as server-sent events. What fails before the first piece is raised, for a status of its
     own; after that it is an event, and the end."""
     body = b"".join(map(dialect.piece, await anext(pieces)))
     await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
     body = dialect.begin() + body
     try:
-        await _send(scope, send, body, stall_seconds)
+        await _send(send, body)
         async for bunch in pieces:
-            await _send(scope, send, b"".join(map(dialect.piece, bunch)), stall_seconds)
-        body = b""
+            await _send(send, b"".join(map(dialect.piece, bunch)))
+        await _send(send, b"", more=False)
     except MdlError as error:
-        body = dialect.failure(error)
+        await _send(send, dialect.failure(error), more=False)
     except asyncio.CancelledError:
-        await _send_last(send, dialect.failure(Busy("the server is ending")))
+        await _send(send, dialect.failure(Busy("the server is ending")), more=False)
         raise
-    await _send_last(send, body)
 
 
-async def _send(scope: Scope, send: Send, body: bytes, stall_seconds: float) -> None:
-    try:
-        async with asyncio.timeout(stall_seconds):
-            await send({"type": "http.response.body", "body": body, "more_body": True})
-    except TimeoutError:
-        abort: Callable[[], None] = scope["state"]["abort"]
-        abort()  # what is not read would be kept for ever
-
-
-async def _send_last(send: Send, body: bytes) -> None:
-    await send({"type": "http.response.body", "body": body, "more_body": False})
+async def _send(send: Send, body: bytes, more: bool = True) -> None:
+    await send({"type": "http.response.body", "body": body, "more_body": more})
