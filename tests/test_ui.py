@@ -40,9 +40,18 @@ def test_numbers_of_parameters_are_said_as_people_do(count: int | None, text: st
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0, "just now"), (59, "just now"), (60, "1 minute ago"), (7200, "2 hours ago"), (2 * 86400, "2 days ago"),
-     (604800, "1 week ago"), (70 * 86400, "2 months ago"), (800 * 86400, "2 years ago"), (-50, "just now")],
-)  # fmt: skip
+    [
+        (0, "just now"),
+        (59, "just now"),
+        (60, "1 minute ago"),
+        (7200, "2 hours ago"),
+        (2 * 86400, "2 days ago"),
+        (604800, "1 week ago"),
+        (70 * 86400, "2 months ago"),
+        (800 * 86400, "2 years ago"),
+        (-50, "just now"),
+    ],
+)
 def test_times_are_ages(seconds: int, text: str) -> None:
     assert ui.ago(NOW - timedelta(seconds=seconds), NOW) == text
 
