@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from mdl.config import Settings
-from mdl.errors import NetworkError, NotFound, UnsupportedModel, UsageError
+from mdl.errors import AuthError, NetworkError, NotFound, UnsupportedModel, UsageError
 from mdl.model import METADATA_NAME, File, Manifest, Model, Summary
 from mdl.reference import LONGEST, Reference, show
 from mdl.store import Store
@@ -127,7 +127,7 @@ class Library:
         if resolution.model is not None and not _has_source(resolution.model):
             return self._export(resolution.model, destination)
         reference = self._source_reference(text, resolution)
-        if self.settings.offline and resolution.model is not None and destination is None:
+        if self._is_out_of_reach(reference) and resolution.model is not None and destination is None:
             watch.note(f"offline: {reference} is used as it is")
             return resolution.model
         fetcher = self._fetcher(reference, watch)
@@ -280,27 +280,30 @@ class Library:
     def _abbreviated(self, reference: Reference, text: str) -> Model | None:
         """The one model whose name ends so; UsageError, with the candidates, when there are several."""
         wanted = f"/{reference.path}"
-        versioned = f"{wanted}/{reference.version}" if reference.version else wanted
-        found: dict[Reference, Reference] = {}
+        found: dict[Reference, Model] = {}
         for candidate, _ in self.store.names():
             name = f"/{candidate.host}/{candidate.path}"
-            if candidate.version and f"{name}/{candidate.version}".casefold().endswith(versioned.casefold()):
-                found[candidate.model] = candidate
-            elif reference.version is None and name.endswith(wanted):
-                found.setdefault(candidate.model, candidate.model)
+            if name.endswith(wanted):
+                asked = candidate.with_version(reference.version, reference.pin)
+            elif f"{name}/{candidate.version}".casefold().endswith(wanted.casefold()):  # as it lies there
+                asked = candidate
+            else:
+                continue
+            if candidate.model not in found and (model := self._version(asked)):
+                found[candidate.model] = model
         if len(found) > 1:
-            names = ", ".join(sorted(str(model) for model in found.values()))
+            names = ", ".join(sorted(str(model) for model in found))
             raise UsageError(f"{show(text)} may be any of {names}", hint="write one of these names")
-        return next((self._version(candidate) for candidate in found.values()), None)
+        return next(iter(found.values()), None)
 
     def _freshened(self, model: Model, watch: Watch) -> Model:
         """What is here, looked for changes at its source first where the user wants that."""
         wanted = self.settings.pull in ("always", "newer") and not self.settings.offline
-        if not wanted or not _has_source(model) or model.place:  # a path is used where it is
-            return model
+        if not wanted or not model.source or model.partial or not _has_source(model):
+            return model  # also a path, what was put here by hand, and what is here in parts on purpose
         try:
             return self.download(str(model.reference), watch)
-        except NetworkError as error:
+        except (NetworkError, NotFound, AuthError) as error:
             if self.settings.pull == "always":
                 raise
             watch.note(f"{error.message}: {model.reference} is used as it is")
@@ -325,13 +328,16 @@ class Library:
         written = Reference.parse(text) if not text.startswith("sha256:") else model.reference
         return written if written.model == model.reference.model else model.reference
 
+    def _is_out_of_reach(self, reference: Reference) -> bool:
+        return self.settings.offline and reference.scheme != "file"
+
     def _fetcher(self, reference: Reference, watch: Watch) -> "Fetcher":
         from mdl import transports
         from mdl.download import Downloader
         from mdl.fetch import Fetcher
         from mdl.remote import Limits
 
-        if self.settings.offline and reference.scheme != "file":
+        if self._is_out_of_reach(reference):
             raise NotFound(f"{reference} cannot be fetched: mdl is offline", hint="leave out --offline")
         transport = transports.load(reference, self.settings)
         limits = Limits(files=self.settings.jobs, connections=self.settings.connections)
@@ -425,7 +431,7 @@ def _as_path(text: str) -> Path | None:
 
 def _is_written_as_path(text: str) -> bool:
     bare = text.endswith(".gguf") and "/" not in text and ":" not in text
-    return bare or text in (".", "..") or text.startswith(("/", "./", "../", "~"))
+    return bare or text in (".", "..") or text.startswith(("/", "./", "../", "~", "file://"))
 
 
 def _has_no_host(text: str) -> bool:
