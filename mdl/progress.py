@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 EVERY = 0.25  # seconds between two JSON lines of a file
 LINE_EVERY = 5.0  # seconds between two lines of a file in a pipe
+WIDE = 72  # columns of a terminal that has room for everything
+LABEL_WIDE, LABEL_NARROW = 28, 10
+MOST_BARS = 12  # of finished files; a model may have a hundred
 
 
 @contextlib.contextmanager
@@ -113,31 +116,19 @@ class Lines:
 
 
 class Bars:
-    """A bar for each file with speed and time left, and one for all of them together."""
+    """A bar for each file with speed and time left, and below them one for all together."""
 
     def __init__(self) -> None:
         from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            DownloadColumn,
-            Progress,
-            TextColumn,
-            TimeRemainingColumn,
-            TransferSpeedColumn,
-        )
+        from rich.progress import Progress
 
         console = Console(stderr=True)
-        wide = console.width >= 72
-        columns = [
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=None if wide else 8),
-            *([DownloadColumn()] if wide else [TextColumn("{task.percentage:>3.0f}%")]),
-            TransferSpeedColumn(),
-            *([TimeRemainingColumn(compact=True)] if console.width >= 50 else []),
-        ]
-        self._name_width = 28 if wide else 12
-        self._progress = Progress(*columns, console=console, expand=wide)
+        self._wide = console.width >= WIDE
+        self._progress = Progress(*_columns(console.width), console=console, expand=self._wide)
+        self._lock = threading.Lock()
         self._tasks: dict[str, TaskID] = {}
+        self._sizes: dict[str, int] = {}
+        self._done: dict[str, int] = {}
         self._total: TaskID | None = None
 
     def __enter__(self) -> "Bars":
@@ -147,37 +138,52 @@ class Bars:
         self._progress.stop()
 
     def note(self, text: str) -> None:
-        self._progress.console.print(ui.inert(text), markup=False, highlight=False)
+        self._progress.console.print(ui.inert(text), markup=False, highlight=False, soft_wrap=True)
 
     def started(self, name: str, size: int | None, resumed: int) -> None:
-        self._progress.start()
-        if name not in self._tasks:
-            self._tasks[name] = self._progress.add_task(ui.shorten(_name(name), self._name_width), total=size)
-        self._progress.reset(self._tasks[name], total=size, completed=resumed)
-        self._add_up()
+        with self._lock:
+            if name not in self._tasks:
+                self._progress.start()
+                label = ui.shorten(_name(name), LABEL_WIDE if self._wide else LABEL_NARROW)
+                self._tasks[name] = self._progress.add_task(label, total=size)
+            self._sizes[name], self._done[name] = size or 0, resumed
+            self._progress.reset(self._tasks[name], total=size, completed=resumed)
+            self._renew_total()
 
     def advanced(self, name: str, count: int) -> None:
-        self._progress.advance(self._tasks[name], count)
-        if self._total is not None:
-            self._progress.advance(self._total, count)
+        with self._lock:
+            self._done[name] += count
+            self._progress.advance(self._tasks[name], count)
+            if self._total is not None:
+                self._progress.advance(self._total, count)
 
     def retrying(self, name: str, reason: str, seconds: float) -> None:
         self.note(f"{_name(name)}: {ui.inert(reason, one_line=True)}; again in {seconds:.0f} s")
 
     def finished(self, name: str) -> None:
-        task = self._tasks[name]
-        self._progress.update(task, total=self._progress.tasks[task].completed)
+        with self._lock:
+            crowded = len(self._tasks) > MOST_BARS
+            self._progress.update(self._tasks[name], total=self._done[name], visible=not crowded)
 
-    def _add_up(self) -> None:
-        """One more line below all files, once there are several."""
+    def _renew_total(self) -> None:
+        """The line for all, once there are several; made anew for each file, so that it stays the last."""
         if len(self._tasks) < 2:
             return
-        files = [self._progress.tasks[task] for task in self._tasks.values()]
-        total = sum(file.total or 0 for file in files)
-        done = int(sum(file.completed for file in files))
         if self._total is not None:
             self._progress.remove_task(self._total)
+        total, done = sum(self._sizes.values()), sum(self._done.values())
         self._total = self._progress.add_task("together", total=total, completed=done)
+
+
+def _columns(width: int) -> list[Any]:
+    """What fits beside a bar."""
+    from rich import progress
+
+    columns = [progress.TextColumn("{task.description}", markup=False)]
+    if width >= WIDE:
+        more = [progress.BarColumn(None), progress.DownloadColumn(), progress.TransferSpeedColumn()]
+        return [*columns, *more, progress.TimeRemainingColumn(compact=True, elapsed_when_finished=True)]
+    return [*columns, progress.BarColumn(8), progress.TaskProgressColumn(), progress.TransferSpeedColumn()]
 
 
 def _name(name: str) -> str:
