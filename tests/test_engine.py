@@ -358,6 +358,15 @@ def test_a_template_may_be_given():
         assert text_of(engine, ask("France")) == PARIS
 
 
+def test_a_model_without_a_template_is_asked_in_chatml(tmp_path):
+    path = tmp_path / "x.gguf"
+    path.write_bytes(DEMO.read_bytes().replace(b"tokenizer.chat_template", b"tokenizer.nine_letters_"))
+    with Engine() as engine:
+        engine.load(EngineFiles(path))
+        assert engine.ready(30).template == "default"
+        assert text_of(engine, ask(CAPITAL)) == PARIS
+
+
 LOOP = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
 POWER = "{{ 9**(9**(messages[0].content | length * 3)) }}"  # in one call of C, which no thread interrupts
 
@@ -647,8 +656,9 @@ def test_a_message_is_posted_as_one_call_however_many_requests_it_is_about():
 def test_a_caller_whose_function_raises_does_not_stop_the_others(own, monkeypatch):
     reported: SimpleQueue[object] = SimpleQueue()
     monkeypatch.setattr(threading, "excepthook", reported.put)
-    own.submit(endless(1), lambda _: 1 / 0)
+    cancel = own.submit(endless(1), lambda _: 1 / 0)
     assert (
         text_of(own, ask("Count to 100.")) == TO_100
     )  # of which most came in messages together with the other's
     assert reported.get(timeout=5).exc_type is ZeroDivisionError
+    cancel()

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mdl.engine.request import Chat, Message, Sampling, ToolCall
+from mdl.engine.request import Chat, Message, ToolCall
 from mdl.engine.sequence import Sequence, Stops
 from mdl.engine.template import CHATML, Reasoning, Template
 from mdl.errors import UnsupportedModel, UsageError
@@ -212,9 +212,9 @@ def test_the_space_that_a_vocabulary_puts_before_the_first_word_is_not_part_of_t
 # Bytes to text, stop strings
 
 
-def answered(chunks, stop=(), max_tokens=None, context=1000, end=True):
+def answered(chunks, stop=(), limit=1000, end=True):
     """Text and finish of an answer whose tokens are these bytes."""
-    sequence = Sequence(1, [0], Sampling(stop=stop, max_tokens=max_tokens), context, Reasoning(), None)
+    sequence = Sequence(1, [0], limit, Reasoning(), stop)
     texts = []
     for chunk in [*chunks, *([None] if end else [])]:
         if sequence.accept(7, chunk):
@@ -264,6 +264,6 @@ def test_a_stop_string_in_the_reasoning_is_not_the_end():
     assert answered([b"<think>x END", b"</think>", b"yes END no"], ("END",))[:2] == ("yes ", "stop")
 
 
-@pytest.mark.parametrize(("max_tokens", "context", "text"), [(2, 100, "ab"), (None, 4, "abc"), (50, 3, "ab")])
-def test_an_answer_is_no_longer_than_it_may_be(max_tokens, context, text):
-    assert answered([b"a", b"b", b"c", b"d"], max_tokens=max_tokens, context=context)[:2] == (text, "length")
+@pytest.mark.parametrize(("limit", "text"), [(2, "a"), (4, "abc")])
+def test_an_answer_is_no_longer_than_it_may_be(limit, text):
+    assert answered([b"a", b"b", b"c", b"d"], limit=limit)[:2] == (text, "length")

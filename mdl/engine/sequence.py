@@ -8,7 +8,7 @@ import codecs
 from time import perf_counter
 from typing import Any
 
-from mdl.engine.request import Delta, Finish, Sampling, Usage
+from mdl.engine.request import Delta, Finish, Usage
 from mdl.engine.template import Reasoning
 
 _decoder = codecs.getincrementaldecoder("utf-8")
@@ -42,8 +42,10 @@ class Stops:
 
 
 class Sequence:
-    """Prompt and answer tokens, of which the first `computed` are in the cache of `slot`. `sampler` is the
-    runner's."""
+    """Prompt and answer tokens, at most `limit`, of which the first `computed` are in the cache of `slot`.
+
+    `sampler` is the runner's.
+    """
 
     __slots__ = (
         "_decode",
@@ -64,26 +66,19 @@ class Sequence:
     )
 
     def __init__(
-        self,
-        request: int,
-        prompt: list[int],
-        sampling: Sampling,
-        context: int,
-        reasoning: Reasoning,
-        sampler: Any,
+        self, request: int, prompt: list[int], limit: int, reasoning: Reasoning, stop: tuple[str, ...] = ()
     ) -> None:
-        room = context - len(prompt)
         self.request = request
         self.tokens = prompt
+        self.limit = limit
         self.computed = 0
         self.slot = -1
-        self.sampler = sampler
+        self.sampler: Any = None
         self.finish: Finish | None = None
-        self.limit = len(prompt) + min(room, sampling.max_tokens or room)
         self._prompt_length = len(prompt)
         self._decode = _decoder("replace").decode
         self._reasoning = reasoning
-        self._stops = Stops(sampling.stop) if sampling.stop else None
+        self._stops = Stops(stop) if stop else None
         self._text = self._thought = ""
         self._started = self._first_token = 0.0
 

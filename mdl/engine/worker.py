@@ -1,5 +1,4 @@
-"""The process that holds one model: a loop of schedule -> run -> deliver. Knows nobody but its parent, over
-pipes.
+"""The process that holds one model: a loop of schedule -> run -> deliver. Knows only its parent, over pipes.
 
 It ends when its standard input does, by the hand of the thread that reads it, even in the middle of a step.
 """
@@ -11,7 +10,6 @@ import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from pathlib import Path
 from queue import SimpleQueue
 from time import perf_counter
@@ -21,14 +19,13 @@ from mdl.engine import wire
 from mdl.engine.request import Chat, EngineSettings
 from mdl.engine.scheduler import Scheduler
 from mdl.engine.sequence import Sequence
-from mdl.engine.template import CHATML, CHATML_END, REASONING_TAGS, Prompt, Reasoning, Template
+from mdl.engine.template import CHATML, CHATML_END, REASONING_TAGS, Prompt, Reasoning, Template, import_jinja
 from mdl.errors import EngineError, MdlError, UsageError
 
 TEMPLATE_SECONDS = 3.0
 TEMPLATE_MEMORY = 1 << 30
-FLUSH_SECONDS = (
-    0.008  # nobody reads faster; a message for each token would cost a tiny model a tenth of its speed
-)
+# Nobody reads faster, and a message for each token would cost a tiny model a tenth of its speed.
+FLUSH_SECONDS = 0.008
 
 
 class Pipes:
@@ -115,16 +112,19 @@ class Worker:
                 "together with the answer",
                 hint="shorten the conversation, or load the model with a larger context (--ctx)",
             )
-        sampling = replace(chat.sampling, stop=chat.sampling.stop + self.stop)
         reasoning = Reasoning(prompt.text, spaced=self.runner.adds_space)
-        sampler = self.runner.sampler(sampling)
-        sequence = Sequence(request, tokens, sampling, self.context, reasoning, sampler)
+        stop = chat.sampling.stop + self.stop
+        sequence = Sequence(request, tokens, self.limit(tokens, chat), reasoning, stop)
+        sequence.sampler = self.runner.sampler(chat.sampling)
         self.sequences[request] = sequence
         self.scheduler.add(sequence)
 
+    def limit(self, prompt: list[int], chat: Chat) -> int:
+        """Tokens of prompt and answer together, at most."""
+        return min(self.context, len(prompt) + (chat.sampling.max_tokens or self.context))
+
     def render(self, request: int, chat: Chat) -> Prompt:
-        """The prompt. A template without end, in time or memory, ends here: the parent learns of it
-        beforehand."""
+        """The prompt. The parent hears of it first: it may be the last that this process does."""
         self.pipes.send(rendering=request)
         with _bounded_time(), _bounded_memory():
             return self.template.render(chat)
@@ -270,17 +270,11 @@ def load(pipes: Pipes) -> Worker:
     """Begins to import before it is known what to load."""
     from mdl.engine.llama import Runner
 
-    threading.Thread(target=_import_template_engine, daemon=True).start()
+    threading.Thread(target=import_jinja, daemon=True).start()  # while the model is loaded, which is C
     files, settings = wire.unpack_load(pipes.inbox.get()["load"])
     runner = Runner(files, settings)
     pipes.send(loaded=wire.pack_loaded(runner.loaded))
     return Worker(pipes, runner, settings, files.template)
-
-
-def _import_template_engine() -> None:
-    """While the model is loaded, which needs no Python, and before the first request needs it."""
-    import jinja2.ext
-    import jinja2.sandbox  # noqa: F401
 
 
 if __name__ == "__main__":
