@@ -3,7 +3,7 @@
 import os
 import signal
 import stat
-import time
+import threading
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -326,14 +326,9 @@ def test_the_use_of_the_context_is_told(talk):
 def test_an_engine_that_dies_costs_one_answer(lone_talk):
     ask(lone_talk, "My name is Ada.")
     os.kill(lone_talk.engine.pid, signal.SIGSTOP)
-    killer = os.fork()
-    if killer == 0:
-        time.sleep(0.3)
-        os.kill(lone_talk.engine.pid, signal.SIGKILL)
-        os._exit(0)
+    threading.Timer(0.2, os.kill, (lone_talk.engine.pid, signal.SIGKILL)).start()
     with pytest.raises(EngineError):
         ask(lone_talk, "What is my name?")
-    os.waitpid(killer, 0)
     assert ask(lone_talk, "/retry") == "Your name is Ada."
 
 
