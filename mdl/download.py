@@ -40,11 +40,15 @@ class Expected:
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """What is on disk now, and how many bytes came over the network for it this time."""
+    """What is on disk now, and how many bytes came over the network for it this time.
+
+    `inode` tells the file that was verified from one that another process may have put in its place.
+    """
 
     size: int
     sha256: str
     transferred: int
+    inode: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +105,7 @@ class Downloader:
     def fetch_all(self, jobs: Sequence[Job]) -> list[Received]:
         """Get every file; afterwards each is whole, verified and synced at its `partial`.
 
-        The caller renames it from there and then calls `discard(partial)`, which removes the note beside it.
+        `partial.publish` takes it to its place. No two jobs may have the same `partial`.
         The first failure ends the others; what has arrived stays and the next call goes on from it.
         Raises NetworkError, AuthError, NotFound, IntegrityError, DiskError.
         """
@@ -275,7 +279,7 @@ class _Transfer:
         ):
             if promised is not None and promised != got:
                 self._mismatch(partial, f"{kind} {promised} was promised, {got} came")
-        return Received(size, sha256, self.transferred)
+        return Received(size, sha256, self.transferred, partial.inode)
 
     def _mismatch(self, partial: Partial, reason: str) -> None:
         if partial.resumed and not self._changes:
@@ -336,8 +340,8 @@ def _refuse_page(job: Job, answer: Answer) -> None:
     """A captive portal answers everything with its own page."""
     page = answer.headers.get("content-type", "").lower().startswith("text/html")
     wanted = shown(job.remote.url).lower().endswith((".html", ".htm"))
-    promised = answer.status == 206 or None is not job.expected.size == answer.length
-    if page and not wanted and not promised:
+    promised = job.expected.size is not None and job.expected.size == answer.length
+    if answer.status == 200 and page and not wanted and not promised:
         answer.close()
         raise NetworkError(
             f"{shown(answer.url)} answered with a web page instead of the file",

@@ -168,6 +168,8 @@ class Crew:
     def _grow(self) -> None:
         """Twice and more connections while each is slower than what one could do."""
         now = time.monotonic()
+        if not self._counted:
+            self._looked = (now, 0)  # what an answer lets us wait for says nothing about its speed
         if not self._splits or now < self._look_at or not self._counted:
             return
         then, counted = self._looked
@@ -177,13 +179,16 @@ class Crew:
             self._hire_more()
 
     def _hire_more(self) -> None:
+        wanted = min(self._active * 3, self._limits.connections - self._active)
+        granted = sum(self._budget.acquire(blocking=False) for _ in range(wanted))
         with self._changed:
-            self._plan.share(self._limits.block)
-            wanted = min(self._active * 3, self._limits.connections - self._active, self._plan.room())
-        for _ in range(wanted):
-            if not self._budget.acquire(blocking=False):
-                return
+            if granted:
+                self._plan.share(self._limits.block)
+            useful = min(granted, self._plan.room())
+        for _ in range(useful):
             self._hire()
+        if granted > useful:
+            self._budget.release(granted - useful)
 
     def _work(self, answer: Answer | None) -> None:
         try:
@@ -224,7 +229,7 @@ class Crew:
             self._plan.give_back(extent)
             self._look_at = time.monotonic() + self._caution
             self._caution = min(self._caution * 2, self._limits.longest_wait)
-            if self._active > 1:
+            if self._failure or self._active > 1:
                 self._leave()
                 return False
             self._count_failure()

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from mdl.errors import DiskError
+from mdl.errors import Busy, DiskError
 
 PIECE = 1 << 20
 _SCHEMA = 1
@@ -182,6 +182,10 @@ class Partial:
             slots = memoryview(self._filled[first : last + 1].tobytes())
             _write_all(self._note, slots, self._slots + 4 * first, self._seek)
 
+    @property
+    def inode(self) -> int:
+        return os.fstat(self._fd).st_ino
+
     def prefix(self) -> int:
         """How many bytes from the start are there without a gap."""
         with self._changed:
@@ -248,6 +252,21 @@ class Partial:
             for handle in handles:
                 if handle >= 0:
                     os.close(handle)
+
+
+def publish(path: Path, inode: int, target: Path) -> None:
+    """Rename a finished partial to `target` (on the same disk) and remove its note. Raises Busy, DiskError.
+
+    Correct without locks: it goes through a name of its own, where nobody can put another file.
+    """
+    private = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}")
+    with disk_errors(path):
+        path.rename(private)
+        if private.stat().st_ino != inode:
+            private.rename(path)
+            raise Busy(f"another process is getting {path.name}", hint="wait for it, or stop it")
+        private.replace(target)
+        note_of(path).unlink(missing_ok=True)
 
 
 def held(path: Path) -> int:

@@ -389,7 +389,9 @@ def test_a_server_that_ignores_ranges_and_always_cuts_ends_as_an_error(get, serv
 
 
 def test_a_range_that_the_server_cannot_satisfy_starts_over(get, server):
-    server.put(DATA, cut(2 * PIECE), lambda *_: Reply(416, {"Content-Length": "0"}))
+    server.put(
+        DATA, cut(2 * PIECE), lambda *_: Reply(416, {"Content-Length": "0", "Content-Type": "text/html"})
+    )
     get(promise(DATA))
     assert get.content == DATA
 
@@ -444,14 +446,14 @@ def test_progress_makes_the_retries_start_again(get, server):
 
 
 @pytest.mark.parametrize(("text", "least", "most"), [
-    ("1", 1, 1.1),
-    (time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(time.time() + 10**6)), 1.2, 1.2),
+    ("1", 1, 1),
+    (time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(time.time() + 10**6)), 0.4, 0.4),
     ("soon", 0, 0.1), ("-5", 0, 0.1), ("", 0, 0.1), ("Fri, 99 Foo", 0, 0.1),
-    ("Thu, 01 Jan 1970 00:00:00 GMT", 0, 0.1), ("999999999999", 1.2, 1.2),
+    ("Thu, 01 Jan 1970 00:00:00 GMT", 0, 0.1), ("999999999999", 0.4, 0.4),
 ])  # fmt: skip
 def test_retry_after_is_honoured_within_bounds(get, server, text, least, most):
     server.put(DATA, status(429, Retry_After=text))
-    get(limits=replace(FAST, longest_wait=1.2))
+    get(limits=replace(FAST, longest_wait=max(least, 0.4)))
     first, second = server.requests
     assert least <= get.log.retries[0][1] <= most
     assert second.when - first.when >= least
@@ -705,8 +707,8 @@ def test_a_fast_connection_is_left_alone(get, server):
 
 
 def test_all_files_share_the_connections(tmp_path, server):
-    data = random.Random(2).randbytes(6 * PIECE)
-    server.put(data, always=rated(2e6))
+    data = random.Random(2).randbytes(5 * PIECE)
+    server.put(data, always=rated(4e6))
     jobs = [Job(n, Remote(server.url()), promise(data), tmp_path / n) for n in "abc"]
     Downloader(replace(MANY, total=5), proxies={}).fetch_all(jobs)
     assert [job.partial.read_bytes() == data for job in jobs] == [True] * 3
@@ -714,12 +716,12 @@ def test_all_files_share_the_connections(tmp_path, server):
 
 
 def test_an_object_replaced_between_ranges_is_never_spliced(get, server):
-    old, new = (random.Random(seed).randbytes(16 * PIECE) for seed in (3, 4))
+    old, new = (random.Random(seed).randbytes(10 * PIECE) for seed in (3, 4))
 
     def slowly(request, honest):
         if len(server.requests) == 4:
             server.files["/file"].replace(new)
-        return replace(honest, rate=6e6)
+        return replace(honest, rate=8e6)
 
     server.put(old, always=slowly)
     get(limits=MANY)
@@ -728,7 +730,7 @@ def test_an_object_replaced_between_ranges_is_never_spliced(get, server):
 
 
 def test_connections_that_are_refused_do_not_cost_the_download(get, server):
-    data = random.Random(5).randbytes(16 * PIECE)
+    data = random.Random(5).randbytes(10 * PIECE)
 
     def two_at_most(request, honest):
         return replace(honest, rate=8e6) if server.now <= 2 else Reply(503, {"Content-Length": "0"})
@@ -739,7 +741,7 @@ def test_connections_that_are_refused_do_not_cost_the_download(get, server):
 
 
 def test_too_many_requests_slow_all_connections_down(get, server):
-    data = random.Random(6).randbytes(16 * PIECE)
+    data = random.Random(6).randbytes(10 * PIECE)
     refused = []
 
     def once(request, honest):

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mdl.download import Downloader, Expected, Limits, Remote
-from mdl.errors import DiskError, NetworkError
+from mdl.errors import Busy, DiskError, NetworkError
 from mdl.gather import Plan
-from mdl.partial import PIECE, Partial, discard, held, note_of, require_space, sha256_of, size_text
+from mdl.partial import PIECE, Partial, discard, held, note_of, publish, require_space, sha256_of, size_text
 
 DATA = random.Random(7).randbytes(3 * PIECE + 12345)
 SHA256 = hashlib.sha256(DATA).hexdigest()
@@ -133,6 +133,23 @@ def test_starting_over_leaves_a_published_file_alone(server, partial, tmp_path):
     before = published.read_bytes()
     fetch(server, partial)
     assert published.read_bytes() == before and partial.read_bytes() == DATA
+
+
+def test_a_finished_file_is_published_under_its_name(server, tmp_path):
+    path, target = tmp_path / "partial", tmp_path / "blob"
+    received = fetch(server, path)
+    publish(path, received.inode, target)
+    assert target.read_bytes() == DATA and [one.name for one in tmp_path.iterdir()] == ["blob"]
+
+
+def test_what_another_process_put_in_its_place_is_not_published(server, tmp_path):
+    path, target = tmp_path / "partial", tmp_path / "blob"
+    received = fetch(server, path)
+    path.rename(tmp_path / "aside")
+    path.write_bytes(b"unfinished")
+    with pytest.raises(Busy, match="another process"):
+        publish(path, received.inode, target)
+    assert path.read_bytes() == b"unfinished" and not target.exists()
 
 
 def test_a_folder_in_the_way_is_said(server, tmp_path):

@@ -3,8 +3,8 @@
     python tests/benchmarks/download.py [--size 1000] [--rounds 5]
         [--command "mdl download {url} --destination {folder}"]
 
-Needs nginx, curl and aria2c. mdl and the loop verify a sha256, and mdl syncs the file before it ends; the others
-do neither. They take turns, so that what else the machine does hits all of them; ratios are of medians.
+Needs nginx, curl and aria2c. mdl and the loop verify a sha256, and mdl syncs the file before it ends; the
+others do neither. They take turns, so that what else the machine does hits all; ratios are of medians.
 """
 
 import argparse
@@ -49,7 +49,8 @@ http {{
 TOOLS = {
     "mdl": [sys.executable, "-c", MDL, "{url}", "{folder}", "{sha256}"],
     "curl": ["curl", "-s", "-o", "{folder}/file", "{url}"],
-    "aria2c -x16": ["aria2c", "-q", "-x16", "-s16", "-k1M", "--file-allocation=none", "-d", "{folder}", "{url}"],
+    "aria2c -x16": ["aria2c", "-q", "-x16", "-s16", "-k1M", "--file-allocation=none",
+                    "-d", "{folder}", "{url}"],
     "python loop": [sys.executable, "-c", LOOP, "{url}", "{folder}", "{sha256}"],
 }  # fmt: skip
 
