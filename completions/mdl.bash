@@ -1,0 +1,240 @@
+# Completion of mdl for bash, printed by `mdl completion bash`.
+
+# What there is to know of a command: its options, each with what it takes after a "=" (MODEL, DIR, FILE, TEXT
+# or the words to choose from), and its arguments: the first one, or all of them if it ends in "...".
+_mdl_about() {
+    case $1 in
+        '')
+            arguments='download,list,inspect,resolve,rm,chat,serve,completion'
+            options='
+                --version
+                --help -h
+            '
+            ;;
+        download | pull)
+            arguments='MODEL...'
+            options='
+                --model=MODEL -m=MODEL
+                --destination=DIR
+                --include=TEXT
+                --dry-run
+                --force
+                --jobs=TEXT
+                --json
+                --quiet -q
+                --offline
+                --help -h
+            '
+            ;;
+        list | ls)
+            arguments='TEXT'
+            options='
+                --versions
+                --adapters
+                --sort=name,version,size,modified,-name,-version,-size,-modified
+                --filter=TEXT
+                --json
+                --quiet -q
+                --help -h
+            '
+            ;;
+        inspect | show)
+            arguments='MODEL'
+            options='
+                --model=MODEL -m=MODEL
+                --files
+                --template
+                --license
+                --metadata
+                --tensors
+                --key=TEXT
+                --json
+                --help -h
+            '
+            ;;
+        resolve)
+            arguments='MODEL'
+            options='
+                --model=MODEL -m=MODEL
+                --json
+                --offline
+                --help -h
+            '
+            ;;
+        rm | remove)
+            arguments='MODEL...'
+            options='
+                --model=MODEL -m=MODEL
+                --yes -y
+                --dry-run
+                --json
+                --help -h
+            '
+            ;;
+        chat | run)
+            arguments='MODEL'
+            options='
+                --model=MODEL -m=MODEL
+                --system=TEXT
+                --temperature=TEXT
+                --top-p=TEXT
+                --top-k=TEXT
+                --seed=TEXT
+                --max-tokens=TEXT
+                --stop=TEXT
+                --ctx=TEXT
+                --gpu-layers=auto
+                --threads=TEXT
+                --adapter=MODEL
+                --session=TEXT
+                --think --no-think
+                --stats
+                --pull=missing,never,always,newer
+                --offline
+                --help -h
+            '
+            ;;
+        serve)
+            arguments='MODEL...'
+            options='
+                --model=MODEL -m=MODEL
+                --host=TEXT
+                --port=TEXT
+                --api-key=TEXT
+                --parallel=TEXT
+                --ctx=TEXT
+                --gpu-layers=auto
+                --threads=TEXT
+                --idle=TEXT
+                --max-models=TEXT
+                --allow-host=TEXT
+                --insecure
+                --json
+                --pull=missing,never,always,newer
+                --offline
+                --help -h
+            '
+            ;;
+        completion)
+            arguments='bash,zsh,fish'
+            options='
+                --help -h
+            '
+            ;;
+        *)
+            arguments=TEXT...
+            options=
+            ;;
+    esac
+}
+
+# The words before the cursor, and what is typed of the one at it. Bash has split them at ":", "=" and "@".
+_mdl_split() {
+    local index rest=${COMP_LINE:0:COMP_POINT} word
+    words=()
+    for ((index = 0; index <= COMP_CWORD; index++)); do
+        word=${COMP_WORDS[index]}
+        if ((index == 0)) || [[ $rest == [[:space:]]* ]]; then
+            words+=('')
+        fi
+        rest=${rest#"${rest%%[![:space:]]*}"}
+        ((index == COMP_CWORD)) && word=$rest
+        words[${#words[@]} - 1]+=$word
+        rest=${rest#"$word"}
+    done
+    typed=${words[${#words[@]} - 1]}
+    unset "words[${#words[@]} - 1]"
+}
+
+# What the option $1 takes.
+_mdl_value() {
+    local entry
+    value=
+    for entry in $options; do
+        [[ $entry == "$1="* ]] && value=${entry#*=}
+    done
+}
+
+# Offer those of the words in $1 that begin as typed. Readline leaves alone what stands before a break.
+_mdl_reply() {
+    local breaks=${COMP_WORDBREAKS//[^:=@]/} kept= begin=$typed word
+    if [[ $typed == [\"\']* ]]; then
+        begin=${typed:1}
+    elif [[ -n $breaks ]]; then
+        kept=${typed%"${typed##*[$breaks]}"}
+    fi
+    for word in $1; do
+        [[ $word == "$begin"* ]] && COMPREPLY+=("${word#"$kept"}")
+    done
+}
+
+# Offer values of the kind $2, each after $1. Where nothing is offered, bash completes the names of files.
+_mdl_offer() {
+    local begin=${typed#"$1"} words=
+    case $2 in
+        MODEL)
+            begin=${begin#[\"\']}
+            [[ $begin == [/~]* || $begin == ./* || $begin == ../* ]] && return
+            words=$(mdl __complete model "$begin" 2>/dev/null)
+            ;;
+        FILE)
+            return
+            ;;
+        DIR)
+            compopt +o default -o dirnames 2>/dev/null
+            return
+            ;;
+        TEXT | '')
+            compopt +o default 2>/dev/null
+            return
+            ;;
+        *)
+            compopt +o default 2>/dev/null
+            words=${2//,/ }
+            ;;
+    esac
+    local word prefixed=
+    for word in $words; do
+        prefixed+="$1$word "
+    done
+    _mdl_reply "$prefixed"
+}
+
+_mdl() {
+    local words typed command= position=0 arguments options value= word IFS=$' \t\n'
+    COMPREPLY=()
+    _mdl_split
+    if [[ ${words[${#words[@]} - 1]} == *[\<\>] || $typed == [\<\>]* ]]; then
+        return # what follows is the name of a file
+    fi
+    _mdl_about ''
+    for word in "${words[@]:1}"; do
+        if [[ -n $value ]]; then
+            value=
+        elif [[ $word == -* ]]; then
+            _mdl_value "$word"
+        elif [[ -z $command ]]; then
+            command=$word
+            _mdl_about "$command"
+        else
+            ((++position))
+        fi
+    done
+    if [[ -n $value ]]; then
+        _mdl_offer '' "$value"
+    elif [[ $typed == --*=* ]]; then
+        _mdl_value "${typed%%=*}"
+        _mdl_offer "${typed%%=*}=" "$value"
+    elif [[ $typed == -* ]]; then
+        compopt +o default 2>/dev/null
+        for word in $options; do
+            _mdl_reply "${word%%=*}"
+        done
+    elif ((position == 0)) || [[ $arguments == *... ]]; then
+        _mdl_offer '' "${arguments%...}"
+    else
+        compopt +o default 2>/dev/null
+    fi
+}
+
+complete -o default -F _mdl mdl

@@ -1,0 +1,140 @@
+# Completion of mdl for fish, printed by `mdl completion fish`.
+
+# The words before the cursor that are neither options nor their values: a command and its arguments.
+function __mdl_words
+    set -l valued --model -m --destination --include --jobs --sort --filter --key --system --temperature --top-p --top-k --seed --max-tokens --stop --ctx --gpu-layers --threads --adapter --session --pull --host --port --api-key --parallel --idle --max-models --allow-host
+    set -l words (commandline -opc)
+    set -e words[1]
+    set -l is_value no
+    for word in $words
+        if test $is_value = yes
+            set is_value no
+        else if string match -q -- '-*' $word
+            contains -- $word $valued; and set is_value yes
+        else
+            printf '%s\n' $word
+        end
+    end
+end
+
+function __mdl_expects_command
+    set -l words (__mdl_words)
+    test (count $words) -eq 0
+end
+
+function __mdl_command_is
+    set -l words (__mdl_words)
+    set -q words[1]; and contains -- $words[1] $argv
+end
+
+function __mdl_expects_first_argument
+    set -l words (__mdl_words)
+    test (count $words) -eq 1
+end
+
+# The names that mdl knows, or paths.
+function __mdl_models
+    set -l typed (commandline -ct | string replace -r -- '^--?[a-z-]+=' '')
+    if string match -qr -- '^(/|\./|\.\./|~)' $typed
+        complete -C "'' $typed" # as for a command that nothing is known of
+    else
+        mdl __complete model "$typed" 2>/dev/null
+    end
+end
+
+complete -c mdl -f
+complete -c mdl -n __mdl_expects_command -l version -d 'Print the version and leave'
+complete -c mdl -n __mdl_expects_command -l help -s h -d 'Show this message and exit'
+complete -c mdl -n __mdl_expects_command -a download -d 'Fetch models, or what of them is missing. Prints the folder of each'
+complete -c mdl -n __mdl_expects_command -a list -d 'The models on this machine'
+complete -c mdl -n __mdl_expects_command -a inspect -d 'Header, files, template, licence and versions of a model'
+complete -c mdl -n __mdl_expects_command -a resolve -d 'How a reference is decided, step by step'
+complete -c mdl -n __mdl_expects_command -a rm -d 'Remove versions from the cache, with what only they use'
+complete -c mdl -n __mdl_expects_command -a chat -d 'Ask a model: one answer for a prompt or a pipe, else a conversation'
+complete -c mdl -n __mdl_expects_command -a serve -d 'Serve models to programs, by OpenAI\'s HTTP API'
+complete -c mdl -n __mdl_expects_command -a completion -d 'Print what makes a shell complete commands, options and names of models'
+
+complete -c mdl -n '__mdl_command_is download pull' -l model -s m -x -a '(__mdl_models)' -d 'The same as the argument MODEL'
+complete -c mdl -n '__mdl_command_is download pull' -l destination -x -a '(__fish_complete_directories)' -d 'Put plain files into DIR and nothing into the cache'
+complete -c mdl -n '__mdl_command_is download pull' -l include -x -d 'Only the files that match; may be repeated'
+complete -c mdl -n '__mdl_command_is download pull' -l dry-run -d 'Only say what would be done'
+complete -c mdl -n '__mdl_command_is download pull' -l force -d 'Fetch again what is here already'
+complete -c mdl -n '__mdl_command_is download pull' -l jobs -x -d 'Files to fetch at once'
+complete -c mdl -n '__mdl_command_is download pull' -l json -d 'Print one JSON document'
+complete -c mdl -n '__mdl_command_is download pull' -l quiet -s q -d 'Print only names or folders'
+complete -c mdl -n '__mdl_command_is download pull' -l offline -d 'Never use the network'
+complete -c mdl -n '__mdl_command_is download pull' -l help -s h -d 'Show this message and exit'
+complete -c mdl -n '__mdl_command_is download pull' -a '(__mdl_models)'
+
+complete -c mdl -n '__mdl_command_is list ls' -l versions -d 'A line for each version'
+complete -c mdl -n '__mdl_command_is list ls' -l adapters -d 'Adapters too, in a section of their own'
+complete -c mdl -n '__mdl_command_is list ls' -l sort -x -a 'name version size modified -name -version -size -modified' -d 'name, version, size or modified; -size turns it round'
+complete -c mdl -n '__mdl_command_is list ls' -l filter -x -d 'For instance \'size>1GB\' or \'format=gguf\''
+complete -c mdl -n '__mdl_command_is list ls' -l json -d 'Print one JSON document'
+complete -c mdl -n '__mdl_command_is list ls' -l quiet -s q -d 'Print only names or folders'
+complete -c mdl -n '__mdl_command_is list ls' -l help -s h -d 'Show this message and exit'
+
+complete -c mdl -n '__mdl_command_is inspect show' -l model -s m -x -a '(__mdl_models)' -d 'The same as the argument MODEL'
+complete -c mdl -n '__mdl_command_is inspect show' -l files -d 'Only the files'
+complete -c mdl -n '__mdl_command_is inspect show' -l template -d 'Only the chat template'
+complete -c mdl -n '__mdl_command_is inspect show' -l license -d 'Only the licence'
+complete -c mdl -n '__mdl_command_is inspect show' -l metadata -d 'Only the header\'s keys and values'
+complete -c mdl -n '__mdl_command_is inspect show' -l tensors -d 'Only the tensors'
+complete -c mdl -n '__mdl_command_is inspect show' -l key -x -d 'The whole value of one key of the header'
+complete -c mdl -n '__mdl_command_is inspect show' -l json -d 'Print one JSON document'
+complete -c mdl -n '__mdl_command_is inspect show' -l help -s h -d 'Show this message and exit'
+complete -c mdl -n '__mdl_command_is inspect show; and __mdl_expects_first_argument' -a '(__mdl_models)'
+
+complete -c mdl -n '__mdl_command_is resolve' -l model -s m -x -a '(__mdl_models)' -d 'The same as the argument MODEL'
+complete -c mdl -n '__mdl_command_is resolve' -l json -d 'Print one JSON document'
+complete -c mdl -n '__mdl_command_is resolve' -l offline -d 'Never use the network'
+complete -c mdl -n '__mdl_command_is resolve' -l help -s h -d 'Show this message and exit'
+complete -c mdl -n '__mdl_command_is resolve; and __mdl_expects_first_argument' -a '(__mdl_models)'
+
+complete -c mdl -n '__mdl_command_is rm remove' -l model -s m -x -a '(__mdl_models)' -d 'The same as the argument MODEL'
+complete -c mdl -n '__mdl_command_is rm remove' -l yes -s y -d 'Do not ask'
+complete -c mdl -n '__mdl_command_is rm remove' -l dry-run -d 'Only say what would be done'
+complete -c mdl -n '__mdl_command_is rm remove' -l json -d 'Print one JSON document'
+complete -c mdl -n '__mdl_command_is rm remove' -l help -s h -d 'Show this message and exit'
+complete -c mdl -n '__mdl_command_is rm remove' -a '(__mdl_models)'
+
+complete -c mdl -n '__mdl_command_is chat run' -l model -s m -x -a '(__mdl_models)' -d 'The same as the argument MODEL'
+complete -c mdl -n '__mdl_command_is chat run' -l system -x -d 'Instructions for the model'
+complete -c mdl -n '__mdl_command_is chat run' -l temperature -x -d '0 takes the likeliest word each time'
+complete -c mdl -n '__mdl_command_is chat run' -l top-p -x -d 'Choose among the likeliest, up to this sum'
+complete -c mdl -n '__mdl_command_is chat run' -l top-k -x -d 'Choose among this many'
+complete -c mdl -n '__mdl_command_is chat run' -l seed -x -d 'The same seed gives the same answer'
+complete -c mdl -n '__mdl_command_is chat run' -l max-tokens -x -d 'The longest answer'
+complete -c mdl -n '__mdl_command_is chat run' -l stop -x -d 'End the answer before TEXT; may be repeated'
+complete -c mdl -n '__mdl_command_is chat run' -l ctx -x -d 'Tokens of prompt and answer together'
+complete -c mdl -n '__mdl_command_is chat run' -l gpu-layers -x -a 'auto' -d 'Layers on the GPU; auto: all, where llama.cpp has one'
+complete -c mdl -n '__mdl_command_is chat run' -l threads -x -d 'Threads on the CPU'
+complete -c mdl -n '__mdl_command_is chat run' -l adapter -x -a '(__mdl_models)' -d 'A LoRA adapter to apply; may be repeated'
+complete -c mdl -n '__mdl_command_is chat run' -l session -x -d 'Go on with a saved conversation'
+complete -c mdl -n '__mdl_command_is chat run' -l think -l no-think -d 'Let the model think first, or not'
+complete -c mdl -n '__mdl_command_is chat run' -l stats -d 'Tell tokens and speed after each answer'
+complete -c mdl -n '__mdl_command_is chat run' -l pull -x -a 'missing never always newer' -d 'What to do about a model that is not here: missing, never, always, newer'
+complete -c mdl -n '__mdl_command_is chat run' -l offline -d 'Never use the network'
+complete -c mdl -n '__mdl_command_is chat run' -l help -s h -d 'Show this message and exit'
+complete -c mdl -n '__mdl_command_is chat run; and __mdl_expects_first_argument' -a '(__mdl_models)'
+
+complete -c mdl -n '__mdl_command_is serve' -l model -s m -x -a '(__mdl_models)' -d 'Serve only this; may be repeated'
+complete -c mdl -n '__mdl_command_is serve' -l host -x -d 'The address to listen on'
+complete -c mdl -n '__mdl_command_is serve' -l port -x -d '0 takes any that is free'
+complete -c mdl -n '__mdl_command_is serve' -l api-key -x -d 'What clients must send; better set as MDL_API_KEY'
+complete -c mdl -n '__mdl_command_is serve' -l parallel -x -d 'Requests of a model answered at once'
+complete -c mdl -n '__mdl_command_is serve' -l ctx -x -d 'Tokens of prompt and answer together'
+complete -c mdl -n '__mdl_command_is serve' -l gpu-layers -x -a 'auto' -d 'Layers on the GPU; auto: all, where llama.cpp has one'
+complete -c mdl -n '__mdl_command_is serve' -l threads -x -d 'Threads on the CPU'
+complete -c mdl -n '__mdl_command_is serve' -l idle -x -d 'Unload a model after this; 0 is never'
+complete -c mdl -n '__mdl_command_is serve' -l max-models -x -d 'Models loaded at once'
+complete -c mdl -n '__mdl_command_is serve' -l allow-host -x -d 'Another name that clients use for this server'
+complete -c mdl -n '__mdl_command_is serve' -l insecure -d 'Let others in without a key, on an address that they can reach'
+complete -c mdl -n '__mdl_command_is serve' -l json -d 'Print one JSON document'
+complete -c mdl -n '__mdl_command_is serve' -l pull -x -a 'missing never always newer' -d 'What to do about a model that is not here: missing, never, always, newer'
+complete -c mdl -n '__mdl_command_is serve' -l offline -d 'Never use the network'
+complete -c mdl -n '__mdl_command_is serve' -l help -s h -d 'Show this message and exit'
+complete -c mdl -n '__mdl_command_is serve' -a '(__mdl_models)'
+
+complete -c mdl -n '__mdl_command_is completion' -l help -s h -d 'Show this message and exit'
+complete -c mdl -n '__mdl_command_is completion; and __mdl_expects_first_argument' -a 'bash zsh fish'

@@ -1,0 +1,93 @@
+"""What a shell asks for when Tab is pressed: `mdl __complete model PREFIX`.
+
+Lies beside the command line and not in it, because that would import typer. Knows only the names of folders:
+no model is read.
+"""
+
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NoReturn
+
+from mdl.reference import Reference
+
+PLAIN = set("._+-:/@%,")  # beside letters and digits: what no shell evaluates, wherever it stands in a word
+ADDRESSES = ("https", "http", "file")  # named only in full
+
+
+def complete(words: list[str]) -> int:
+    """Print the names that the last word may become, one a line.
+
+    Silent about whatever is wrong: the person is in the middle of a line of their own.
+    """
+    kind, prefix = [*words, "", ""][:2]
+    try:
+        names = models(prefix) if kind == "model" else []
+        # Not through sys.stdout: a shell that stops listening would make Python complain when it ends.
+        os.write(1, "".join(f"{name}\n" for name in sorted(names)).encode())
+    except (Exception, KeyboardInterrupt):  # noqa: BLE001
+        pass
+    return 0
+
+
+def models(prefix: str) -> set[str]:
+    """The names of models, of the cache and of the catalog, that start with a prefix."""
+    names = spellings(_cached(), slashes="/" in prefix) | set(_catalog())
+    return {name for name in names if name.startswith(prefix) and is_inert(name)}
+
+
+def spellings(references: Iterable[Reference], *, slashes: bool) -> set[str]:
+    """Every reference in full, and what is short for just one model: `org/name:version` for a person who
+    types slashes, `name` and `name:version` for one who does not."""
+    full: set[str] = set()
+    short: dict[str, set[str]] = {}
+    for reference in references:
+        full.add(str(reference))
+        for name in _short(reference, slashes=slashes):
+            short.setdefault(name, set()).add(_model(reference))
+    return full | {name for name, meant in short.items() if len(meant) == 1}
+
+
+def is_inert(name: str) -> bool:
+    """Whether a name is one word to every shell and does nothing to a terminal."""
+    return name[:1].isalnum() and all(character.isalnum() or character in PLAIN for character in name)
+
+
+def _short(reference: Reference, *, slashes: bool) -> Iterator[str]:
+    is_file_name = reference.path.endswith(".gguf")  # which would be taken for a path
+    if reference.scheme in ADDRESSES or reference.pin is not None or is_file_name:
+        return
+    model = _model(reference)
+    version = str(reference).removeprefix(model)
+    if slashes:
+        yield "/".join(model.split("/")[-2:]) + version
+    else:
+        yield reference.name
+        yield reference.name + version
+
+
+def _model(reference: Reference) -> str:
+    """What `str(reference.model)` is for these, without checking each name a second time."""
+    return f"{reference.host}/{reference.path}" if reference.host else reference.path
+
+
+def _cached() -> list[Reference]:
+    from mdl import config
+    from mdl.errors import MdlError
+    from mdl.store import Store
+
+    try:
+        home = config.load().home
+    except MdlError:  # a broken config.toml is told by every other command
+        return []
+    return [reference for reference, _ in Store(home, _unread).names()]
+
+
+def _unread(folder: Path) -> NoReturn:
+    raise AssertionError(f"completion reads no models: {folder}")
+
+
+def _catalog() -> Iterable[str]:
+    from mdl.profiles import catalog
+
+    return catalog()
