@@ -24,8 +24,8 @@ HUGE = 10**400
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """One answer at a time, little room, little patience."""
-    limits = {"requests": 8, "body": 1 << 20, "bodies": 3 << 20, "header_seconds": 1.0, "body_seconds": 1.0,
-              "stall_seconds": 1.0}  # fmt: skip
+    limits = {"requests": 8, "body": 1 << 20, "bodies": 3 << 20, "connections": 60,
+              "header_seconds": 1.0, "body_seconds": 1.0, "stall_seconds": 1.0}  # fmt: skip
     home = cache(tmp_path_factory.mktemp("server") / "home", "endless")
     with Server(home, engine={"parallel": 1}, limits=limits, allow_hosts=["models.example"]) as running:
         assert text(running.chat()[1]) == "The capital of France is Paris."
@@ -263,6 +263,18 @@ def test_a_body_that_is_no_json_object_is_refused(server: Server, body: bytes, w
     assert time.monotonic() - start < 2
 
 
+@pytest.mark.parametrize("depth", [90, 100, 200, 450, 900])
+def test_a_deep_value_is_taken_or_refused_and_breaks_nothing_behind_the_parser(
+    server: Server, depth: int
+) -> None:
+    parameters: dict[str, Any] = {}
+    for _ in range(depth):
+        parameters = {"a": parameters}
+    tool = {"type": "function", "function": {"name": "f", "parameters": parameters}}
+    status, answer = server.chat(tools=[tool], max_tokens=1)
+    assert status == (200 if depth <= 90 else 400), answer
+
+
 def test_half_a_character_is_an_answer_not_a_crash(server: Server) -> None:
     bodies = [b'{"model":"\\ud800","messages":[{"role":"user","content":"x"}]}',
               b'{"model":"demo","messages":[{"role":"user","content":"\\ud800"}]}',
@@ -322,6 +334,7 @@ def test_the_bodies_of_all_requests_are_bounded_together(server: Server) -> None
         b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * 200_000 + b"\r\n\r\n",
         b"POST /healthz HTTP/1.1\r\nHost: localhost\r\nContent-Length: -1\r\n\r\n",
         b"POST /healthz HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
+        b"POST /healthz HTTP/1.1\r\nHost: localhost\r\nContent-Length: " + b"9" * 5000 + b"\r\n\r\n",
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\0" * 100,
         b"\r\n" * 10 + b"nonsense\r\n\r\n",
     ],
@@ -359,7 +372,9 @@ def test_a_header_without_end_is_given_up(server: Server, start: bytes) -> None:
 def test_the_second_header_of_a_connection_is_given_up_too(server: Server) -> None:
     began = time.monotonic()
     with raw(server, b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n") as connection:
-        assert connection.recv(1000).startswith(b"HTTP/1.1 200 ")
+        heard = b""
+        while not heard.endswith(b"}"):
+            heard += connection.recv(1000)
         connection.sendall(b"GET ")
         with suppress(ConnectionResetError):
             assert listen(connection) == b""
@@ -443,6 +458,29 @@ def test_a_full_queue_says_when_to_come_back(server: Server) -> None:
         for connection in held:
             connection.close()
     time.sleep(0.3)
+
+
+def test_connections_that_are_too_many_are_cut_and_the_others_served(server: Server) -> None:
+    held = [socket.create_connection(("127.0.0.1", server.port), timeout=0.5) for _ in range(70)]
+    try:
+        asked = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        for connection in (held[0], held[50]):
+            connection.sendall(asked)
+            assert connection.recv(1000).startswith(b"HTTP/1.1 200 ")
+        assert all(_is_cut(connection) for connection in held[60:])
+    finally:
+        for connection in held:
+            connection.close()
+    time.sleep(0.1)
+
+
+def _is_cut(connection: socket.socket) -> bool:
+    try:
+        return connection.recv(1) == b""
+    except TimeoutError:
+        return False
+    except ConnectionResetError:
+        return True
 
 
 # Who asks

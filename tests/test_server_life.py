@@ -15,7 +15,7 @@ from typing import Any
 
 import openai
 import pytest
-from serving import CHAT, DEMO, FRANCE, STORY, Server, cache, children, endless, is_running, text, wait_until
+from serving import CHAT, DEMO, FRANCE, STORY, Server, cache, endless, is_running, text, wait_until
 
 from mdl.config import Settings
 from mdl.errors import Busy
@@ -289,6 +289,16 @@ def test_workers_end_with_a_server_that_is_killed(server: Server) -> None:
     wait_until(lambda: not [worker for worker in workers if is_running(worker)], 5)
 
 
+def test_a_second_signal_does_not_wait_for_answers(server: Server) -> None:
+    connection, _ = stream(server)
+    workers = server.workers()
+    server.process.send_signal(signal.SIGINT)
+    time.sleep(0.2)
+    assert server.end(signal.SIGINT, 3) == 130
+    connection.close()
+    assert not [worker for worker in workers if is_running(worker)]
+
+
 def test_a_signal_ends_it_while_a_model_loads(tmp_path: Path) -> None:
     with Server(tmp_path / "home") as server:
         connection = server.connect()
@@ -350,10 +360,8 @@ def test_what_cannot_be_served_is_an_error_with_its_exit_code(
 def test_a_model_that_was_asked_for_and_cannot_be_loaded_ends_the_server(tmp_path: Path) -> None:
     file = tmp_path / "broken.gguf"
     file.write_bytes(DEMO.read_bytes().replace(b"blk.1.attn_q.weight", b"blk.1.attn_q.wreckt"))
-    with Server(tmp_path / "home", models=[str(file)]) as server:
-        assert server.process.wait(10) == 9
-        assert "broken.gguf" in server.log.read_text()
-        assert children(server.process.pid) == []
+    status, said = refused(tmp_path / "home", models=[str(file)])
+    assert (status, "broken.gguf" in said) == (9, True)
 
 
 # What is served
@@ -362,7 +370,7 @@ def test_a_model_that_was_asked_for_and_cannot_be_loaded_ends_the_server(tmp_pat
 def test_only_what_was_given_is_served_and_one_needs_no_name(tmp_path: Path) -> None:
     home = cache(tmp_path / "home", "first", "second")
     with Server(home, models=["first"]) as server:
-        wait_until(lambda: server.ask("GET", "/readyz")[0] == 200)
+        assert server.ask("GET", "/readyz")[0] == 200
         assert len(server.workers()) == 1
         assert [model["id"] for model in server.ask("GET", "/v1/models")[1]["data"]] == ["first"]
         for name in (None, "first", "quay.io/org/first"):

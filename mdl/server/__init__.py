@@ -8,7 +8,7 @@ from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
-from starlette.types import Lifespan, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from mdl import __version__
 from mdl.errors import MdlError
@@ -32,8 +32,8 @@ class Service:
     ready: bool = False
 
 
-def app(service: Service, options: ServeOptions, lifespan: Lifespan[Starlette] | None = None) -> Starlette:
-    """What answers the requests. Whoever runs it begins and ends the pool with `lifespan`."""
+def app(service: Service, options: ServeOptions) -> Starlette:
+    """What answers the requests. Whoever runs it closes the pool."""
     application = Starlette(
         routes=[
             Route("/", _hello),
@@ -49,7 +49,6 @@ def app(service: Service, options: ServeOptions, lifespan: Lifespan[Starlette] |
             HTTPException: failure.on_http_exception,
             Exception: failure.on_bug,
         },
-        lifespan=lifespan,
     )
     application.router.redirect_slashes = False  # a redirect would repeat the Host that the client sent
     return application

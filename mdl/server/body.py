@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import isfinite
@@ -16,6 +16,7 @@ from mdl.server.options import Limits
 
 # A megabyte of "[],[],…" becomes thirty of objects. A million tokens of source code have about this many.
 MOST_MARKS = 500_000
+DEEPEST = 100  # levels: whoever passes a value on goes down them one by one
 
 
 @dataclass(slots=True)
@@ -95,6 +96,7 @@ def parse(data: bytes | bytearray) -> dict[str, Any]:
         raise Refused("the body is nested too deeply") from None
     if not isinstance(value, dict):
         raise Refused("the body has to be a JSON object")
+    _check_depth(value)
     return value
 
 
@@ -109,6 +111,19 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(name for name in names if names.count(name) > 1)
         raise Refused(f"{show(twice)} comes twice in the body", param=twice)
     return values
+
+
+def _check_depth(value: Any) -> None:
+    level = [value]
+    for _ in range(DEEPEST):
+        level = [child for item in level if isinstance(item, dict | list) for child in _children(item)]
+        if not level:
+            return
+    raise Refused("the body is nested too deeply")
+
+
+def _children(item: dict[str, Any] | list[Any]) -> Iterable[Any]:
+    return item.values() if isinstance(item, dict) else item
 
 
 def _constant(name: str) -> float:

@@ -6,7 +6,7 @@ All of it runs on the event loop; what blocks runs in threads of the pool.
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack, asynccontextmanager
+from contextlib import AbstractContextManager, ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import TypeVar
@@ -100,7 +100,7 @@ class Pool:
             raise error.with_traceback(None)
 
     def _open(self, at: Key, model: Model) -> Entry:
-        entry = Entry(Engine(asyncio.get_running_loop().call_soon_threadsafe))
+        entry = Entry(Engine(_post_to(asyncio.get_running_loop())))
         entry.opening = asyncio.create_task(self._load(at, entry, model))
         entry.opening.add_done_callback(_retrieve)
         self._entries[at] = entry
@@ -172,6 +172,14 @@ class Pool:
 
     async def _in_thread(self, call: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, call)
+
+
+def _post_to(loop: asyncio.AbstractEventLoop) -> Callable[[Callable[[], None]], None]:
+    def post(call: Callable[[], None]) -> None:
+        with suppress(RuntimeError):  # the loop is closed, and nobody waits any more
+            loop.call_soon_threadsafe(call)
+
+    return post
 
 
 def _retrieve(task: "asyncio.Task[Engine]") -> None:

@@ -3,8 +3,7 @@
 import asyncio
 import errno
 import socket
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from functools import partial
 from ipaddress import ip_address
 from typing import Any
@@ -29,53 +28,53 @@ KEEP_ALIVE_SECONDS = 60  # longer than the five for which the OpenAI client keep
 
 def serve(library: Library, options: ServeOptions, ready: Callable[[str], None]) -> None:
     """Answers requests until SIGINT or SIGTERM, which take effect as ever when all is cleaned up. `ready` is
-    called with the address once connections are taken.
+    called with the address once the models that were asked for are loaded; requests are taken before that.
 
     Raises UsageError for an address that may not or cannot be used, Busy for one that is in use, NotFound for
     models that are not here, and what the load of one that is given in the options fails with.
     """
     names = Names(library, options.models)
+    pool = Pool(partial(files, library), options.engine, options.max_models, options.idle_seconds)
+    service = Service(names, pool, Room(options.limits))
     with listen(options) as sock:
-        running = Running(library, options, names, partial(ready, address(sock)))
-        running.server.run(sockets=[sock])
-    if running.failure is not None:
-        raise running.failure
+        server = Server(service, options, partial(ready, address(sock)))
+        server.run(sockets=[sock])
+    if server.failure is not None:
+        raise server.failure
 
 
-class Running:
-    """What belongs together while it runs."""
+class Server(uvicorn.Server):
+    """uvicorn's, which begins and ends the pool: before the signal that ended it takes its usual effect."""
 
-    def __init__(
-        self, library: Library, options: ServeOptions, names: Names, ready: Callable[[], None]
-    ) -> None:
-        self.options = options
-        self.failure: MdlError | None = None
+    def __init__(self, service: Service, options: ServeOptions, ready: Callable[[], None]) -> None:
+        super().__init__(_config(app(service, options), options.limits))
+        self.failure: Exception | None = None
+        self._service = service
+        self._first = list(service.names.served.values())[: options.max_models]
         self._ready = ready
-        pool = Pool(partial(files, library), options.engine, options.max_models, options.idle_seconds)
-        self.service = Service(names, pool, Room(options.limits))
-        self.server = uvicorn.Server(_config(app(self.service, options, self._lifespan), options.limits))
+        self._loading: asyncio.Task[None] | None = None
 
-    @asynccontextmanager
-    async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
-        loading = asyncio.create_task(self._load())
-        self._ready()
-        try:
-            yield
-        finally:
-            loading.cancel()
-            await self.service.pool.close()
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._loading = asyncio.create_task(self._load())
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        if self._loading is not None:
+            self._loading.cancel()
+        await super().shutdown(sockets)
+        await self._service.pool.close()
 
     async def _load(self) -> None:
         """Loads what was asked for by name. What fails ends the server: nobody asked for one without it."""
-        models = list(self.service.names.served.values())[: self.options.max_models]
         try:
-            for model in models:
-                async with self.service.pool.borrow(model):
+            for model in self._first:
+                async with self._service.pool.borrow(model):
                     pass
-            self.service.ready = True
-        except MdlError as error:
+            self._service.ready = True
+            self._ready()
+        except Exception as error:  # noqa: BLE001 - raised again when the server has ended
             self.failure = error
-            self.server.should_exit = True
+            self.should_exit = True
 
 
 def _config(application: Starlette, limits: Limits) -> uvicorn.Config:
@@ -84,7 +83,7 @@ def _config(application: Starlette, limits: Limits) -> uvicorn.Config:
         loop="asyncio",
         http=protocol(limits),
         ws="none",
-        lifespan="on",
+        lifespan="off",
         log_config=None,
         access_log=False,
         server_header=False,
