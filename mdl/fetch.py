@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from mdl.errors import Busy, DiskError, IntegrityError
 from mdl.model import METADATA_NAME, File, Manifest, Model
-from mdl.partial import discard
+from mdl.partial import publish
 from mdl.reference import show
 from mdl.store import Store, copy, disk_errors, link, now, unique, write_metadata
 from mdl.transports import Transport
@@ -71,9 +71,11 @@ class Fetcher:
             wanted = [file for file in settled if not _is_intact(folder / file.name, file)]
             missing = [file for file in wanted if not self._copied(file, folder, work)]
             received = self._receive(manifest, missing, lambda key: work / f"{key}.partial")
+            for key, content in received.items():
+                publish(work / f"{key}.partial", content.inode, work / f"{key}.whole")
             for file in missing:
                 beside = work / f"{unique()}.whole"
-                link(work / f"{_key(manifest, file)}.partial", beside)
+                link(work / f"{_key(manifest, file)}.whole", beside)
                 _appear(beside, folder / file.name)
             files = [_with_content(file, received.get(_key(manifest, file))) for file in settled]
             model = _model(manifest, [_digested(file, folder) for file in files], folder)
@@ -135,8 +137,9 @@ class Fetcher:
         paths = {_key(manifest, file): place(_key(manifest, file)) for file in missing}
         received = self._receive(manifest, missing, paths.__getitem__)
         for key, content in received.items():
-            self.store.keep(paths[key], content.sha256, anew=force)
-            discard(paths[key])
+            whole = self.store.partial(f"{key}.{unique()}")
+            publish(paths[key], content.inode, whole)
+            self.store.keep(whole, content.sha256, anew=force)
         return [_with_content(file, received.get(_key(manifest, file))) for file in settled]
 
     def _receive(
@@ -258,4 +261,4 @@ def _copy_verified(source: Path, file: File, partial: Path) -> "Received":
         size, sha256, _ = _digests(partial)
     if (file.size is not None and size != file.size) or (file.sha256 is not None and sha256 != file.sha256):
         raise IntegrityError(f"{show(file.name)} changed while it was copied", hint="try again")
-    return Received(size=size, sha256=sha256, transferred=0)
+    return Received(size, sha256, transferred=0, inode=partial.stat().st_ino)
