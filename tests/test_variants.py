@@ -127,6 +127,8 @@ def test_a_safetensors_repository_is_one_version_with_what_it_needs_and_no_weigh
     assert sorted(choice.files) == sorted([*FOLDER, "chat_template.jinja", "LICENSE"])
     assert choice.version == "main"
     assert pick(FOLDER, default="v1.0").version == "v1.0"
+    unusual = pick(["config.json", "consolidated.safetensors", "weights.safetensors"])
+    assert unusual.files == ("weights.safetensors", "config.json")
 
 
 def test_all_shards_come_with_their_index_and_one_that_is_missing_is_named():
