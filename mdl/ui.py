@@ -3,6 +3,7 @@
 Data goes to stdout, talk to stderr. What comes from files, servers and models is made inert first.
 """
 
+import contextlib
 import json as json_module
 import os
 import shutil
@@ -12,7 +13,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
-from mdl.errors import MdlError
+from mdl.errors import DiskError, MdlError
 
 UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 AGES = (
@@ -26,14 +27,24 @@ AGES = (
 _INERT = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if code not in (9, 10)}
 
 
+class Unwritable(DiskError):
+    """Where the data should go does not take them."""
+
+
 def out(text: str, end: str = "\n") -> None:
-    """Data, for people and programs."""
-    _write(sys.stdout, text + end)
+    """Data, for people and programs. Raises Unwritable: nobody should miss some of it unknowingly."""
+    try:
+        _write(sys.stdout, text + end)
+    except OSError as failure:
+        raise _unwritable(failure) from None
 
 
-def talk(text: str) -> None:
-    """What is said beside the data."""
-    _write(sys.stderr, text + "\n")
+def talk(text: str, end: str = "\n") -> None:
+    """What is said beside the data. Where nobody can hear it, the work goes on."""
+    try:
+        _write(sys.stderr, text + end)
+    except OSError:
+        _silence(sys.stderr)
 
 
 def show_json(document: dict[str, Any]) -> None:
@@ -43,16 +54,34 @@ def show_json(document: dict[str, Any]) -> None:
 def error(failure: MdlError, *, json: bool) -> None:
     """A failure: the cause on one line, what to do on the next."""
     message, hint = inert(failure.message, one_line=True), inert(failure.hint)
-    if json:
+    if json and not isinstance(failure, Unwritable):
         body = {"code": failure.code, "message": message, "hint": hint}
-        _write(sys.stdout, json_module.dumps({"error": body}, ensure_ascii=False) + "\n")
-        return
-    talk(f"mdl: {message}" + (f"\n{hint}" if hint else ""))
+        with contextlib.suppress(Unwritable):
+            return out(json_module.dumps({"error": body}, ensure_ascii=False))
+    return talk(f"mdl: {message}" + (f"\n{hint}" if hint else ""))
+
+
+def refused(failure: OSError, *, json: bool) -> int:
+    """The exit code for what the system refused where nobody expected it, told like any failure."""
+    if failure.filename:
+        told: MdlError = DiskError(f"{failure.strerror}: {failure.filename}", hint="check its permissions")
+    else:
+        told = _unwritable(failure)
+    error(told, json=json)
+    return told.code
+
+
+def _unwritable(failure: OSError) -> Unwritable:
+    _silence(sys.stdout)
+    if isinstance(failure, BrokenPipeError):
+        # Whoever read has gone (`| head -1`): end like every tool that a closed pipe ends, without a word.
+        raise SystemExit(141) from None
+    return Unwritable(f"the output cannot be written: {failure.strerror}", hint="check where it goes to")
 
 
 def confirm(question: str) -> bool:
     """Ask a person, who says no by just pressing Enter."""
-    _write(sys.stderr, f"{inert(question)} [y/N] ")
+    talk(f"{inert(question)} [y/N] ", end="")
     answer = sys.stdin.readline()
     if not answer.endswith("\n"):
         talk("")
@@ -148,12 +177,12 @@ def _pad(text: str, wide: int, right: bool) -> str:
 def _write(stream: TextIO, text: str) -> None:
     try:
         stream.write(text)
-        stream.flush()
     except UnicodeEncodeError:  # a terminal or pipe that is not UTF-8
-        stream.write(
-            text.encode(stream.encoding or "ascii", "backslashreplace").decode(stream.encoding or "ascii")
-        )
-    except BrokenPipeError:
-        # Whoever read has gone (`| head -1`): end like every tool that a closed pipe ends, without a word.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-        raise SystemExit(141) from None
+        encoding = stream.encoding or "ascii"
+        stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
+    stream.flush()
+
+
+def _silence(stream: TextIO) -> None:
+    """Let what could not be written go nowhere, or the interpreter tries and complains again at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -80,5 +80,7 @@ def run(arguments: list[str] | None = None) -> int:
             return failure.exit_code
         ui.error(UsageError(failure.format_message(), hint=f"{command} --help"), json=json)
         return failure.exit_code
+    except OSError as failure:
+        return ui.refused(failure, json=json)
     except (KeyboardInterrupt, typer.Abort):
         return 128 + signal.SIGINT
