@@ -178,12 +178,19 @@ class Bars:
 def _columns(width: int) -> list[Any]:
     """What fits beside a bar."""
     from rich import progress
+    from rich.text import Text
+
+    class Speed(progress.TransferSpeedColumn):
+        """Nothing where a question mark would stand: a file that came in one piece."""
+
+        def render(self, task: progress.Task) -> Text:
+            return super().render(task) if task.finished_speed or task.speed else Text("")
 
     columns = [progress.TextColumn("{task.description}", markup=False)]
     if width >= WIDE:
-        more = [progress.BarColumn(None), progress.DownloadColumn(), progress.TransferSpeedColumn()]
-        return [*columns, *more, progress.TimeRemainingColumn(compact=True, elapsed_when_finished=True)]
-    return [*columns, progress.BarColumn(8), progress.TaskProgressColumn(), progress.TransferSpeedColumn()]
+        time_left = progress.TimeRemainingColumn(compact=True, elapsed_when_finished=True)
+        return [*columns, progress.BarColumn(None), progress.DownloadColumn(), Speed(), time_left]
+    return [*columns, progress.BarColumn(8), progress.TaskProgressColumn(), Speed()]
 
 
 def _name(name: str) -> str:
