@@ -115,6 +115,7 @@ def branched(hub: Hub) -> Hub:
     repository = hub.add(NAME, FILES)
     repository.commit({"m-Q5_K_M.gguf": Q8, "m-Q6_K.gguf": Q8}, "feature/x")
     repository.tags["v1.0"] = repository.branches["main"]
+    repository.branches["refs/pr/1"] = repository.branches["main"]
     return hub
 
 
@@ -126,6 +127,12 @@ def branched(hub: Hub) -> Hub:
         (f"{NAME}:v1.0", f"{NAME}:v1.0", ("tag", "v1.0"), "m-Q4_K_M.gguf"),
         (f"{NAME}:feature/x", f"{NAME}:feature/x", ("branch", "feature/x"), "m-Q5_K_M.gguf"),
         (f"{NAME}@feature/x", f"{NAME}:Q5_K_M@feature/x", ("branch", "feature/x"), "m-Q5_K_M.gguf"),
+        (
+            f"https://huggingface.co/{NAME}/blob/refs/pr/1/m-Q8_0.gguf",
+            f"{NAME}:Q8_0@refs/pr/1",
+            ("branch", "refs/pr/1"),
+            "m-Q8_0.gguf",
+        ),
     ],
 )
 def test_a_version_may_be_a_revision_and_a_pin_stays_as_it_was_written(
@@ -263,6 +270,25 @@ def test_a_wrong_token_is_refused_as_such(
     assert isinstance(error, AuthError)
     assert "refuses your token" in error.message
     assert "expired-secret" not in repr(error.args) + error.hint
+
+
+@pytest.mark.parametrize("token", ["hf_\u00e9\u4e16", "hf_a\x1bb", "hf_a b\tc"])
+def test_a_token_that_is_none_is_never_sent(
+    hub: Hub, settings: Settings, monkeypatch: pytest.MonkeyPatch, token: str
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", token)
+    assert isinstance(failure(settings, NAME), AuthError)
+    assert hub.seen == []
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    ["", "huggingface.co", "ftp://x.org", "https://", "https://me:secret@x.org", "https://x.org?a=b"],
+)
+def test_an_endpoint_that_is_no_plain_address_is_refused(settings: Settings, endpoint: str) -> None:
+    error = failure(replace(settings, hf_endpoint=endpoint), NAME)
+    assert isinstance(error, UsageError)
+    assert "secret" not in error.message
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,7 @@ SHORTEST_COMMIT = 7
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _UNDERSTOOD = ("content-type", "link", "x-error-code", "x-error-message")
 _STUMBLES = (ValueError, TypeError, LookupError, AttributeError, RecursionError, httpx2.InvalidURL)
+_LOG_IN = "log in again (hf auth login) or correct HF_TOKEN"
 _SPELLING = "write it as org/name, as in the address of its page"
 
 
@@ -67,7 +68,7 @@ class HuggingFace:
 
     def __init__(self, settings: "Settings") -> None:
         self._endpoint = settings.hf_endpoint
-        _WIRE.origins.add(origin_of(self._endpoint))
+        _WIRE.origins.add(_origin(self._endpoint))
         self._token = _token()
         self._api = HfApi(endpoint=self._endpoint, token=self._token or False)
 
@@ -211,8 +212,7 @@ class HuggingFace:
     def _refused(self, status: int) -> MdlError:
         if status in (401, 403):
             what = "refuses your token" if self._token else "wants a token"
-            hint = "log in again (hf auth login) or correct HF_TOKEN"
-            return AuthError(f"{shown(self._endpoint)} {what} ({status})", hint)
+            return AuthError(f"{shown(self._endpoint)} {what} ({status})", _LOG_IN)
         return NetworkError(f"{shown(self._endpoint)} answered {status}", hint="check HF_ENDPOINT")
 
     def _no_revision(self, reference: Reference) -> NotFound:
@@ -256,15 +256,27 @@ def _refuse_collisions(files: list[File]) -> None:
             raise IntegrityError(f"{show(other)} and {show(file.name)} would be one file on some systems")
 
 
+def _origin(endpoint: str) -> tuple[str, str, int]:
+    """Where the hub is; raises UsageError for no address, and for one with secrets: records would keep it."""
+    try:
+        if not set("@?#") & set(endpoint):
+            return origin_of(endpoint)
+    except ValueError:
+        pass
+    raise UsageError("HF_ENDPOINT is not the address of a hub", hint="write it as https://host, and no more")
+
+
 def _token() -> str | None:
     """The user's token: HF_TOKEN, or what `hf auth login` has stored."""
     try:
-        return get_token()
+        token: str | None = get_token()
     except (OSError, UnicodeDecodeError, errors.OIDCError, httpx2.HTTPError) as error:
         raise AuthError(
-            f"the Hugging Face token cannot be read ({type(error).__name__})",
-            hint="hf auth login, or set HF_TOKEN",
+            f"the Hugging Face token cannot be read ({type(error).__name__})", hint=_LOG_IN
         ) from None
+    if token and not (token.isascii() and token.isprintable()):
+        raise AuthError("the Hugging Face token has characters that no token has", hint=_LOG_IN)
+    return token
 
 
 class _Wire(httpx2.BaseTransport):
