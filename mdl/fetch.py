@@ -13,9 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mdl.errors import Busy, DiskError, IntegrityError
+from mdl.errors import Busy, IntegrityError
 from mdl.model import METADATA_NAME, File, Manifest, Model
-from mdl.partial import publish
+from mdl.partial import publish, require_space
 from mdl.reference import show
 from mdl.store import Store, copy, disk_errors, link, now, unique, write_metadata
 from mdl.transports import Transport
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from mdl.download import Downloader, Received
 
 TRIES = 3  # each after somebody removed what had just been fetched
-SPARE = 16 << 20  # bytes that a download leaves free on the disk
 CHUNK = 1 << 20
 
 
@@ -72,7 +71,7 @@ class Fetcher:
             missing = [file for file in wanted if not self._copied(file, folder, work)]
             received = self._receive(manifest, missing, lambda key: work / f"{key}.partial")
             for key, content in received.items():
-                publish(work / f"{key}.partial", content.inode, work / f"{key}.whole")
+                publish(work / f"{key}.partial", content.inode, (work / f"{key}.whole").replace_from)
             for file in missing:
                 beside = work / f"{unique()}.whole"
                 link(work / f"{_key(manifest, file)}.whole", beside)
@@ -149,7 +148,6 @@ class Fetcher:
         from mdl.download import Expected, Job
 
         wanted = {_key(manifest, file): file for file in files}
-        _check_space(list(wanted.values()), [place(key) for key in wanted])
         received, jobs = {}, {}
         for key, file in wanted.items():
             source = self.transport.remote(manifest, file)
@@ -206,20 +204,6 @@ def _with_content(file: File, received: "Received | None") -> File:
     return file if received is None else replace(file, size=received.size, sha256=received.sha256)
 
 
-def _check_space(files: Sequence[File], partials: Sequence[Path]) -> None:
-    """Say before the first byte that the disk is too small; what lies in partial files is paid already."""
-    if not partials:
-        return
-    here = sum(path.stat().st_blocks * 512 if path.exists() else 0 for path in partials)
-    needed = sum(file.size or 0 for file in files) - here
-    free = shutil.disk_usage(partials[0].parent).free
-    if needed > 0 and needed + SPARE > free:
-        raise DiskError(
-            f"not enough space in {partials[0].parent}: {needed:,} bytes are needed, {free:,} are free",
-            hint="free some space (mdl rm), or set MDL_HOME to a folder on another disk",
-        )
-
-
 def _digests(path: Path) -> tuple[int, str, str]:
     """Size, sha256 and git blob id of what is on disk."""
     size = path.stat().st_size
@@ -255,6 +239,7 @@ def _copy_verified(source: Path, file: File, partial: Path) -> "Received":
     """Copy a file of this machine into a partial file; what is hashed is what arrived."""
     from mdl.download import Received
 
+    require_space(partial, file.size or 0)
     with disk_errors(partial):
         partial.unlink(missing_ok=True)
         copy(source, partial)

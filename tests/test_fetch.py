@@ -122,6 +122,17 @@ def test_a_changed_repository_is_fetched_when_it_is_downloaded_again(hub: Hub, l
     assert (second.folder / "README.md").read_bytes() == b"# New words"
 
 
+def test_a_small_file_that_is_the_same_in_another_commit_is_not_fetched_again(
+    hub: Hub, library: Library
+) -> None:
+    repository = hub.add(NAME, FILES)
+    library.download(NAME)
+    repository.commit({**FILES, "m-Q4_K_M.gguf": Q8})
+    hub.forget()
+    assert contents(library.download(NAME).folder) == {"README.md": b"# A model", "m-Q4_K_M.gguf": Q8}
+    assert not hub.requests("README.md")
+
+
 def test_a_private_model_comes_from_a_cdn_that_never_sees_the_token(
     hub: Hub, library: Library, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -312,6 +323,15 @@ def test_a_file_that_has_not_changed_is_not_copied_again(library: Library, tmp_p
     assert library.plan(str(path)).missing == []
     path.write_bytes(Q8)
     assert contents(library.download(str(path)).folder) == {"m.gguf": Q8}
+
+
+def test_a_copy_that_does_not_fit_is_not_begun(library: Library, tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    path.write_bytes(Q4)
+    os.truncate(path, 1 << 43)
+    with pytest.raises(DiskError, match="not enough space"):
+        library.download(str(path))
+    assert leftovers(library) == []
 
 
 def test_of_a_folder_what_belongs_to_the_model_is_copied(library: Library, tmp_path: Path) -> None:
