@@ -301,6 +301,8 @@ def test_a_pin_is_found_as_it_was_written_and_by_its_commit(hub: Hub, library: L
     commit = repository.branches["main"]
     repository.tags["v1"] = commit
     pinned = library.download(f"{NAME}:Q8_0@v1")
+    for version in ("Q8_0", "q8_0", "m-Q8_0"):
+        assert library.resolve(f"{NAME}:{version}").model is None  # what that is now is not known here
     repository.commit({"m-Q8_0.gguf": Q4})
     latest = library.download(f"{NAME}:Q8_0")
     hub.forget()
