@@ -71,11 +71,8 @@ class Fetcher:
             missing = [file for file in wanted if not self._copied(file, folder, work)]
             received = self._receive(manifest, missing, lambda key: work / f"{key}.partial")
             for key, content in received.items():
-                publish(work / f"{key}.partial", content.inode, (work / f"{key}.whole").replace_from)
-            for file in missing:
-                beside = work / f"{unique()}.whole"
-                link(work / f"{_key(manifest, file)}.whole", beside)
-                _appear(beside, folder / file.name)
+                targets = [folder / file.name for file in missing if _key(manifest, file) == key]
+                publish(work / f"{key}.partial", content.inode, partial(_spread, targets=targets))
             files = [_with_content(file, received.get(_key(manifest, file))) for file in settled]
             model = _model(manifest, [_digested(file, folder) for file in files], folder)
             (folder / METADATA_NAME).unlink(missing_ok=True)
@@ -136,9 +133,8 @@ class Fetcher:
         paths = {_key(manifest, file): place(_key(manifest, file)) for file in missing}
         received = self._receive(manifest, missing, paths.__getitem__)
         for key, content in received.items():
-            whole = self.store.partial(f"{key}.{unique()}")
-            publish(paths[key], content.inode, whole)
-            self.store.keep(whole, content.sha256, anew=force)
+            keep = partial(self.store.keep, sha256=content.sha256, anew=force)
+            publish(paths[key], content.inode, keep)
         return [_with_content(file, received.get(_key(manifest, file))) for file in settled]
 
     def _receive(
@@ -227,6 +223,15 @@ def _digested(file: File, folder: Path) -> File:
         return file
     size, sha256, _ = _digests(folder / file.name)
     return replace(file, size=size, sha256=sha256)
+
+
+def _spread(whole: Path, targets: Sequence[Path]) -> None:
+    """Give a whole file all its places in a user's folder."""
+    for target in targets:
+        beside = whole.with_name(f"{unique()}.whole")
+        link(whole, beside)
+        _appear(beside, target)
+    whole.unlink()
 
 
 def _appear(beside: Path, target: Path) -> None:

@@ -8,6 +8,7 @@ yet written.
 
 import contextlib
 import errno
+import glob
 import hashlib
 import json
 import os
@@ -16,7 +17,7 @@ import stat
 import sys
 import threading
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from mdl.errors import Busy, DiskError
 PIECE = 1 << 20
 _SCHEMA = 1
 _HEADER_LIMIT = 4096
+_PUBLISHING = ".publishing"
 _OPEN = os.O_RDWR | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
 
 
@@ -112,6 +114,7 @@ class Partial:
         header, filled, slots = found
         if not verifiable and (header.validator is None or header.boot != _boot()):
             return None
+        _recover(path)
         partial = cls(path, header.total, header.validator)
         partial._filled, partial._slots = filled, slots
         return partial if partial._reopen() else None
@@ -254,19 +257,36 @@ class Partial:
                     os.close(handle)
 
 
-def publish(path: Path, inode: int, target: Path) -> None:
-    """Rename a finished partial to `target` (on the same disk) and remove its note. Raises Busy, DiskError.
+def publish(path: Path, inode: int, settle: Callable[[Path], object]) -> None:
+    """Let `settle` rename a finished partial to its place, then remove its note. Raises Busy, DiskError.
 
-    Correct without locks: it goes through a name of its own, where nobody can put another file.
+    Correct without locks: it is given under a name of its own, where nobody can put another file. What does
+    not get to its place stays: by its old name after a failure, found by `Partial.resume` after a kill.
     """
-    private = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}")
+    private = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}{_PUBLISHING}")
     with disk_errors(path):
         path.rename(private)
-        if private.stat().st_ino != inode:
-            private.rename(path)
-            raise Busy(f"another process is getting {path.name}", hint="wait for it, or stop it")
-        private.replace(target)
+        try:
+            if private.stat().st_ino != inode:
+                raise Busy(f"another process is getting {path.name}", hint="wait for it, or stop it")
+            settle(private)
+        except BaseException:
+            _take_back(private, path)
+            raise
         note_of(path).unlink(missing_ok=True)
+
+
+def _recover(path: Path) -> None:
+    """Find what somebody was publishing when he was killed."""
+    for private in path.parent.glob(f"{glob.escape(path.name)}.*{_PUBLISHING}"):
+        if not path.exists():
+            _take_back(private, path)
+
+
+def _take_back(private: Path, path: Path) -> None:
+    with contextlib.suppress(OSError):
+        private.chmod(0o644)  # who was about to publish it may have made it read-only
+        private.rename(path)
 
 
 def held(path: Path) -> int:

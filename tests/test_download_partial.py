@@ -33,14 +33,14 @@ def partial(tmp_path, server):
     path = tmp_path / "partial"
     server.put(DATA, cut(2 * PIECE + 100))
     with pytest.raises(NetworkError):
-        fetch(server, path, Limits(retries=0))
+        fetch(server, path, Limits(retries=0, connections=1))
     assert held(path) == 2 * PIECE + 100
     server.requests.clear()
     return path
 
 
 def fetch(server, path, limits=None, expected=None):
-    limits = limits or Limits(backoff=0.01)
+    limits = limits or Limits(backoff=0.01, connections=1)
     return Downloader(limits, proxies={}).fetch("x", Remote(server.url()), expected or Expected(), path)
 
 
@@ -138,7 +138,7 @@ def test_starting_over_leaves_a_published_file_alone(server, partial, tmp_path):
 def test_a_finished_file_is_published_under_its_name(server, tmp_path):
     path, target = tmp_path / "partial", tmp_path / "blob"
     received = fetch(server, path)
-    publish(path, received.inode, target)
+    publish(path, received.inode, lambda whole: whole.rename(target))
     assert target.read_bytes() == DATA and [one.name for one in tmp_path.iterdir()] == ["blob"]
 
 
@@ -148,7 +148,7 @@ def test_what_another_process_put_in_its_place_is_not_published(server, tmp_path
     path.rename(tmp_path / "aside")
     path.write_bytes(b"unfinished")
     with pytest.raises(Busy, match="another process"):
-        publish(path, received.inode, target)
+        publish(path, received.inode, lambda whole: whole.rename(target))
     assert path.read_bytes() == b"unfinished" and not target.exists()
 
 
