@@ -197,9 +197,7 @@ class _Transfer:
         digest = _Aside(lambda: sha256_of(partial))
         syncing = _Aside(lambda: sync_along(partial)) if (partial.total or 0) >= _SYNC_FROM else None
         try:
-            crew = Crew(self, partial, self.client, self.budget, splits)
-            crew.run(answer)
-            self.transferred += crew.transferred
+            self._crew(partial, splits, answer)
             received = self._verified(partial, digest.result(self.client))
             if syncing:
                 syncing.result(self.client)  # an error of the disk is told only once, perhaps to this one
@@ -208,6 +206,13 @@ class _Transfer:
         finally:
             partial.close()
             join([digest.thread, *([syncing.thread] if syncing else [])])
+
+    def _crew(self, partial: Partial, splits: bool, answer: Answer | None) -> None:
+        crew = Crew(self, partial, self.client, self.budget, splits)
+        try:
+            crew.run(answer)
+        finally:
+            self.transferred += crew.transferred
 
     def _begin(self) -> tuple[Partial, Answer | None, bool]:
         """What an earlier run left, or the answer to a first request and an empty file for it."""
@@ -253,7 +258,7 @@ class _Transfer:
             if direct is None:
                 raise
             self._direct = None  # it may have expired; the address that was given leads to a new one
-            raise Transient(error.message) from None
+            raise Transient(error.message, wait=getattr(error, "wait", None)) from None
         if answer.redirected:
             self._direct = answer.remote
         _refuse_page(self.job, answer)

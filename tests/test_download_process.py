@@ -17,10 +17,11 @@ from faultserver import FaultServer, Reply, rated
 from mdl.partial import PIECE, Partial, held
 
 CHILD = """
-import json, sys
+import json, signal, sys
 from pathlib import Path
 from mdl.download import Downloader, Expected, Limits, Remote
 from mdl.errors import MdlError
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have started us with it ignored
 limits = Limits(block=1 << 20, enough=1e12, connections=4, backoff=0.01, retries=1)
 expected = Expected(sha256=sys.argv[3] or None)
 try:
@@ -48,6 +49,12 @@ def outcome(server, path, content, prefix=()):
     done = subprocess.run(command(server, path, content, prefix), capture_output=True, text=True, timeout=60)
     assert "Traceback" not in done.stderr, done.stderr
     return json.loads(done.stdout)
+
+
+def assert_only_the_rest_comes(server, path, content, kept):
+    """Up to what was on its way to a connection when another took over the end of its range."""
+    transferred = outcome(server, path, content)["transferred"]
+    assert 0 <= transferred - (len(content) - kept) <= 4 * (256 << 10)
 
 
 def gaps(path):
@@ -83,26 +90,30 @@ def test_killed_twenty_times_it_gets_there_and_asks_for_nothing_twice(tmp_path, 
         assert all(any(start <= at < end for start, end in missing) for at in starts)
     assert kept == sorted(kept) and 0 < kept[-1] < len(DATA)
     server.put(DATA)
-    assert outcome(server, path, DATA) == {"transferred": len(DATA) - kept[-1]}
+    assert_only_the_rest_comes(server, path, DATA, kept[-1])
     assert path.read_bytes() == DATA
 
 
-@pytest.mark.parametrize("behaviour", [
-    rated(1e5),
-    lambda _, honest: replace(honest, keep=70_000, stall=30),
-    lambda _, honest: replace(honest, slow_headers=0.5),
-])  # fmt: skip
+def stall(request, honest):
+    return replace(honest, keep=70_000, stall=30)
+
+
+def drip(request, honest):
+    return replace(honest, slow_headers=0.5)
+
+
+@pytest.mark.parametrize("behaviour", [rated(1e5), stall, drip])
 def test_an_interrupt_ends_it_at_once_and_keeps_what_has_come(tmp_path, server, behaviour):
     path = tmp_path / "partial"
     server.put(DATA, always=behaviour)
     child = subprocess.Popen(command(server, path, DATA), stderr=subprocess.DEVNULL)
-    wait_until(lambda: server.requests)
-    time.sleep(0.5)
+    wait_until(lambda: server.requests and (held(path) or server.files["/file"].always is drip))
+    time.sleep(0.2)
     started = time.monotonic()
     child.send_signal(signal.SIGINT)
     assert child.wait(10) == -signal.SIGINT
     assert time.monotonic() - started < 1
-    assert held(path) == 0 if server.sent.get("/file", 0) == 0 else held(path) > 0
+    assert (held(path) > 0) is (behaviour is not drip)
 
 
 def on_a_small_disk(tmp_path, size, options=""):
@@ -168,5 +179,5 @@ def test_killed_at_a_write_the_next_run_gets_there(tmp_path, server, when):
     killed = subprocess.run(command(server, path, SMALL, strace), capture_output=True, timeout=60)
     assert killed.returncode != 0
     kept = held(path)
-    assert outcome(server, path, SMALL) == {"transferred": len(SMALL) - kept}
+    assert_only_the_rest_comes(server, path, SMALL, kept)
     assert path.read_bytes() == SMALL

@@ -82,6 +82,12 @@ def test_a_secret_does_not_follow_a_redirect_to_another_origin(client, server, o
     assert "authorization" in server.requests[0].headers and "authorization" not in other.requests[0].headers
 
 
+def test_a_redirect_cannot_bring_a_user_and_password(client, server):
+    server.put(b"", path="/start", always=redirect(server.url().replace("://", "://user:password@")))
+    response = client.get(Remote(server.url("/start")), 100)
+    assert response.url == server.url() and "authorization" not in server.requests[1].headers
+
+
 def test_the_start_of_a_large_file_can_be_read(client, server):
     server.put(bytes(64 << 20))
     assert client.peek(Remote(server.url()), 0, 1000) == bytes(1000)
