@@ -700,9 +700,17 @@ def test_a_large_file_comes_over_several_connections(get, server):
 
 
 def test_a_fast_connection_is_left_alone(get, server):
-    data = bytes(40 * PIECE)
-    server.put(data)
-    get(promise(data), replace(FAST, connections=8, enough=1))
+    data = random.Random(1).randbytes(4 * PIECE)
+    server.put(data, always=rated(8e6))
+    get(promise(data), replace(MANY, enough=1))
+    assert len(server.requests) == 1
+
+
+def test_a_server_that_does_not_offer_ranges_is_not_asked_for_any(get, server):
+    data = random.Random(1).randbytes(4 * PIECE)
+    server.put(data, always=rated(8e6), ranges=False)
+    get(promise(data), MANY)
+    assert get.content == data
     assert len(server.requests) == 1
 
 
