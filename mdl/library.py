@@ -338,7 +338,10 @@ class Library:
         from mdl.remote import Limits
 
         if self._is_out_of_reach(reference):
-            raise NotFound(f"{reference} cannot be fetched: mdl is offline", hint="leave out --offline")
+            raise NotFound(
+                f"{reference} cannot be fetched: mdl is offline",
+                hint="leave out --offline, or unset HF_HUB_OFFLINE",
+            )
         transport = transports.load(reference, self.settings)
         limits = Limits(files=self.settings.jobs, connections=self.settings.connections)
         downloader = Downloader(limits, watch.progress)
