@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import openai
@@ -129,6 +130,22 @@ def test_64_requests_at_once_are_all_answered_right_while_streams_flow(server: S
 
     with ThreadPoolExecutor(64) as threads:
         assert list(threads.map(ask, SUMS)) == [f"{a} plus {b} is {a + b}." for a, b in SUMS]
+
+
+def test_512_clients_at_once_are_answered_or_told_when_to_come_back(server: Server) -> None:
+    body = json.dumps({"model": "demo", "messages": FRANCE, "temperature": 0}).encode()
+    everybody = Barrier(512)
+
+    def ask(_: int) -> tuple[int, Any, Any]:
+        everybody.wait()
+        return server.ask("POST", CHAT, body)
+
+    with ThreadPoolExecutor(512) as threads:
+        answers = list(threads.map(ask, range(512)))
+    right = [answer for status, answer, _ in answers if status == 200]
+    assert {text(answer) for answer in right} == {"The capital of France is Paris."}
+    assert len(right) >= 256
+    assert all(status == 200 or (status == 503 and headers["Retry-After"]) for status, _, headers in answers)
 
 
 @pytest.mark.parametrize("name", ["first", "quay.io/org/first", "second", "demo"])

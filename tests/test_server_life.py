@@ -130,11 +130,11 @@ def test_models_take_turns_when_all_are_wanted_at_once(narrow: Server) -> None:
 def test_a_model_that_is_always_busy_does_not_keep_the_others_out(narrow: Server) -> None:
     over = threading.Event()
 
-    def keep_busy() -> None:
+    def keep_busy(length: int) -> None:
         while not over.is_set():
-            narrow.chat(STORY, model="endless", max_tokens=200)
+            narrow.chat(STORY, model="endless", max_tokens=length)
 
-    busy = [threading.Thread(target=keep_busy) for _ in range(3)]
+    busy = [threading.Thread(target=keep_busy, args=(100 + 30 * place,)) for place in range(8)]
     for thread in busy:
         thread.start()
     try:
