@@ -165,14 +165,13 @@ def _serve(hub: Hub, port: str) -> ThreadingHTTPServer:
     return server
 
 
-def _json(document: object, status: int = 200, **headers: str) -> Answer:
-    headers = {name.replace("_", "-"): value for name, value in headers.items()}
-    return Answer(status, json.dumps(document).encode(), {"Content-Type": "application/json"} | headers)
+def _json(document: object, status: int = 200, headers: Mapping[str, str] = {}) -> Answer:
+    return Answer(status, json.dumps(document).encode(), {"Content-Type": "application/json", **headers})
 
 
 def _error(status: int, code: str, message: str) -> Answer:
-    named = {"X_Error_Code": code} if code else {}
-    return _json({"error": message}, status, X_Error_Message=message, **named)
+    named = {"X-Error-Code": code} if code else {}
+    return _json({"error": message}, status, {"X-Error-Message": message, **named})
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -269,7 +268,7 @@ class _Handler(BaseHTTPRequestHandler):
         entries = [entry(path, content) for path, content in files.items()]
         stop = start + self.hub.page
         more = {"Link": f'<{self.hub.url}{self.path.partition("&cursor")[0]}&cursor={stop}>; rel="next"'}
-        return _json(entries[start:stop], **(more if stop < len(entries) else {}))
+        return _json(entries[start:stop], headers=more if stop < len(entries) else {})
 
     def _file(self, name: str, revision: str, path: str, moved: bool = False) -> Answer:
         repository = self._open(name, content=True)

@@ -234,7 +234,8 @@ def test_a_plan_says_what_is_here_and_what_would_come_and_transfers_nothing(
     assert not library.settings.home.exists() or library.list() == []
     library.download(f"{NAME}:Q8_0")
     plan = library.plan(NAME)
-    assert (plan.present, [file.name for file in plan.missing]) == ({"README.md"}, ["m-Q4_K_M.gguf"])
+    assert plan.present == frozenset({"README.md"})
+    assert [file.name for file in plan.missing] == ["m-Q4_K_M.gguf"]
     hub.forget()
     library.download(NAME)
     assert library.plan(NAME).missing == []
@@ -350,18 +351,19 @@ def test_of_a_folder_what_belongs_to_the_model_is_copied(library: Library, tmp_p
 # Several at once
 
 _DOWNLOAD = (
-    "import sys; from mdl.config import load; from mdl.library import Library;"
-    "print(Library(load()).download(sys.argv[1]).folder)"
+    "import sys; from pathlib import Path; from mdl.config import load; from mdl.library import Library;"
+    "destination = Path(sys.argv[2]) if sys.argv[2:] else None;"
+    "print(Library(load()).download(sys.argv[1], destination=destination).folder)"
 )
 
 
 class running:  # noqa: N801  reads as a statement
     """A process that downloads a model."""
 
-    def __init__(self, library: Library, text: str) -> None:
+    def __init__(self, library: Library, *arguments: str) -> None:
         environment = {"MDL_HOME": str(library.settings.home), "HF_ENDPOINT": library.settings.hf_endpoint}
         self.process = subprocess.Popen(
-            [sys.executable, "-c", _DOWNLOAD, text],
+            [sys.executable, "-c", _DOWNLOAD, *arguments],
             env={**os.environ, **environment},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -403,6 +405,19 @@ def test_eight_processes_that_want_one_model_transfer_it_once(
     assert len(hub.requests("/resolve-cache/")) == 1
     assert contents(Path(results[0][0].strip())) == SPLIT | {"README.md": b"# A model"}
     assert leftovers(library) == []
+
+
+def test_two_processes_with_one_destination_transfer_it_once(
+    hub: Hub, library: Library, tmp_path: Path
+) -> None:
+    hub.add(NAME, SPLIT)
+    hub.before("Signature", lambda: time.sleep(1))
+    out = tmp_path / "out"
+    with running(library, NAME, str(out)) as one, running(library, NAME, str(out)) as other:
+        results = [process.communicate(timeout=60) for process in (one, other)]
+        assert (one.returncode, other.returncode) == (0, 0), results
+    assert contents(out) == SPLIT
+    assert sorted(transferred(hub)) == sorted(SPLIT)
 
 
 def test_waiting_for_another_process_is_said(hub: Hub, library: Library) -> None:

@@ -91,6 +91,14 @@ def test_all_files_come_from_the_one_commit_that_was_listed(hub: Hub, settings: 
     assert urls == [f"{hub.url}/{NAME}/resolve/{commit}/{name}" for name in ("m-Q4_K_M.gguf", "README.md")]
 
 
+def test_a_repository_that_has_moved_is_followed_and_keeps_its_name(hub: Hub, settings: Settings) -> None:
+    hub.add(NAME, FILES)
+    for part in ("/api/models/Old/Name?", "/tree/"):
+        place = f"/api/models/{NAME}" + ("/tree/main?recursive=true" if part == "/tree/" else "")
+        hub.answer(part, Answer(307, b"", {"Location": place}))
+    assert str(manifest(settings, "Old/Name").reference) == "huggingface.co/Old/Name:Q4_K_M"
+
+
 def test_names_are_quoted_in_addresses(hub: Hub, settings: Settings) -> None:
     hub.add(NAME, {"sub dir/m#1 100%-Q8_0.gguf": Q8})
     transport = HuggingFace(settings)

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ggufmaker import model
@@ -40,7 +41,7 @@ def steps(library: Library, text: str) -> list[tuple[str, str]]:
     return [(step.step, step.outcome) for step in library.resolve(text).steps]
 
 
-def with_settings(library: Library, **changes: object) -> Library:
+def with_settings(library: Library, **changes: Any) -> Library:
     return Library(replace(library.settings, **changes))
 
 
@@ -61,17 +62,17 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_path_to_a_model_comes_first_however_it_is_written(library: Library, here: Path, text: str) -> None:
     (here / "m.gguf").write_bytes(Q4)
     text = text.format(here=here)
-    found = library.resolve(text)
-    assert (found.model.folder, found.model.place) == (here, here / "m.gguf")
+    found = library.here(text)
+    assert (found.folder, found.place) == (here, here / "m.gguf")
     assert steps(library, text) == [("path", "found")]
-    assert library.get(text) == found.model
+    assert library.get(text) == found
 
 
 def test_a_folder_is_a_path_too_and_goes_before_the_cache(library: Library, here: Path) -> None:
     plant(library, f"{NAME}:Q4_K_M")
     (here / "Org" / "Model-GGUF").mkdir(parents=True)
     (here / "Org" / "Model-GGUF" / "m.gguf").write_bytes(Q8)
-    found = library.resolve(NAME).model
+    found = library.here(NAME)
     assert found.folder == here / "Org" / "Model-GGUF"
 
 
@@ -84,14 +85,14 @@ def test_folders_of_the_other_format_are_models_by_path(library: Library, here: 
     (here / "x").mkdir()
     (here / "x" / weights).write_bytes(SMALL)
     (here / "x" / config).write_text("{}")
-    found = library.resolve("./x").model
+    found = library.here("./x")
     assert found.summary.format == "safetensors"
     assert found.summary.kind == ("model" if kind == "checkpoint" else "adapter")
 
 
 def test_a_version_in_the_cache_can_be_named_by_its_folder(library: Library, here: Path) -> None:
     planted = plant(library, f"{NAME}:Q4_K_M")
-    assert library.resolve(str(planted.folder)).model.folder == planted.folder
+    assert library.here(str(planted.folder)).folder == planted.folder
 
 
 def test_a_path_that_is_no_model_falls_through_to_the_cache(library: Library, here: Path) -> None:
@@ -196,7 +197,7 @@ def test_several_candidates_are_an_error_that_lists_them(library: Library, here:
         library.resolve("granite")
     assert "quay.io/me/granite" in caught.value.message
     assert "docker.io/you/granite" in caught.value.message
-    assert library.resolve("granite:v2").model.reference.host == "docker.io"
+    assert library.here("granite:v2").reference.host == "docker.io"
 
 
 def test_the_newest_version_is_the_default(library: Library, here: Path) -> None:
@@ -205,8 +206,8 @@ def test_the_newest_version_is_the_default(library: Library, here: Path) -> None
         record = version.folder / METADATA_NAME
         created = next(line for line in record.read_text().splitlines() if line.startswith("created"))
         record.write_text(record.read_text().replace(created, f"created = {date}T00:00:00Z"))
-    assert library.resolve("granite").model.version == "v9"
-    assert library.resolve("quay.io/me/granite").model.version == "v9"
+    assert library.here("granite").version == "v9"
+    assert library.here("quay.io/me/granite").version == "v9"
 
 
 def test_any_cached_file_is_found_by_its_digest(library: Library, here: Path) -> None:
@@ -266,7 +267,7 @@ def test_a_damaged_record_flags_its_model_and_hides_no_other(library: Library, h
     assert "unreadable" in by_name["damaged"].problem
     assert by_name["whole"].problem == ""
     with pytest.raises(UnsupportedModel, match="unreadable"):
-        library.weights(library.resolve("damaged").model)
+        library.weights(library.here("damaged"))
 
 
 def test_a_download_mends_a_damaged_record(hub: Hub, library: Library, here: Path) -> None:
@@ -330,7 +331,11 @@ def test_a_terminal_is_asked(hub: Hub, library: Library, here: Path) -> None:
     asked: list[str] = []
 
     def answer(reply: bool) -> Callable[[str], bool]:
-        return lambda question: asked.append(question) or reply
+        def answered(question: str) -> bool:
+            asked.append(question)
+            return reply
+
+        return answered
 
     with pytest.raises(NotFound):
         library.get(NAME, Watch(confirm=answer(False)))
@@ -353,7 +358,7 @@ def test_missing_fetches_what_is_not_here_and_asks_nobody_about_what_is(
 
 @pytest.mark.parametrize("changes", [{"pull": "never"}, {"pull": "always", "offline": True}])
 def test_never_and_offline_use_what_is_here_and_fetch_nothing(
-    hub: Hub, library: Library, here: Path, changes: dict[str, object]
+    hub: Hub, library: Library, here: Path, changes: dict[str, Any]
 ) -> None:
     hub.add(NAME, FILES)
     library.download(NAME)

@@ -1,14 +1,18 @@
+from collections.abc import Iterable, Sequence
+
 import pytest
 
 from mdl.errors import UnsupportedModel, UsageError
-from mdl.variants import LARGEST_TEXT, ORDER, choose, labels
+from mdl.variants import LARGEST_TEXT, ORDER, Choice, choose, labels
 
 USUAL = ["README.md", "m-Q2_K.gguf", "m-Q4_K_M.gguf", "m-Q8_0.gguf", "m-F16.gguf"]
 FOLDER = ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
 
 
-def pick(names, version=None, default="main"):
-    return choose(dict.fromkeys(names, 100), version, default)
+def pick(names: Iterable[str], version: str | None = None, default: str = "main") -> Choice:
+    choice = choose(dict.fromkeys(names, 100), version, default)
+    assert choice is not None
+    return choice
 
 
 @pytest.mark.parametrize(
@@ -27,24 +31,24 @@ def pick(names, version=None, default="main"):
         (["strange.gguf", "m-Q8_0.gguf"], "Q8_0"),
     ],
 )
-def test_without_a_version_the_documented_order_decides(names, chosen):
+def test_without_a_version_the_documented_order_decides(names: list[str], chosen: str) -> None:
     assert pick(names).version == chosen
     assert pick(reversed(names)).version == chosen
 
 
-def test_the_order_has_each_quantization_once_and_starts_with_the_usual_one():
+def test_the_order_has_each_quantization_once_and_starts_with_the_usual_one() -> None:
     assert ORDER[0] == "Q4_K_M"
     assert len(set(ORDER)) == len(ORDER)
 
 
-def test_the_choice_and_what_else_there_is_are_said():
+def test_the_choice_and_what_else_there_is_are_said() -> None:
     assert pick(USUAL).note == "Q4_K_M was chosen; there are also Q8_0, Q2_K, F16"
     assert pick(USUAL, "Q8_0").note == ""
     assert pick(["alone-Q8_0.gguf"]).note == ""
 
 
 @pytest.mark.parametrize("version", ["Q8_0", "q8_0", "m-Q8_0.gguf", "m-Q8_0"])
-def test_a_quantization_in_any_case_its_file_and_its_stem_are_one_version(version):
+def test_a_quantization_in_any_case_its_file_and_its_stem_are_one_version(version: str) -> None:
     choice = pick(USUAL, version)
     assert (choice.version, choice.files) == ("Q8_0", ("m-Q8_0.gguf", "README.md"))
 
@@ -59,12 +63,14 @@ def test_a_quantization_in_any_case_its_file_and_its_stem_are_one_version(versio
         (["m.i1-Q4_K_M.gguf"], "i1-q4_k_m", "m.i1-Q4_K_M.gguf"),
     ],
 )
-def test_an_exact_name_goes_before_an_abbreviated_one_and_keeps_its_spelling(names, version, file):
+def test_an_exact_name_goes_before_an_abbreviated_one_and_keeps_its_spelling(
+    names: list[str], version: str, file: str
+) -> None:
     choice = pick(names, version)
     assert (choice.version, choice.files) == (version.upper(), (file,))
 
 
-def test_what_may_be_several_files_is_an_error_that_lists_them():
+def test_what_may_be_several_files_is_an_error_that_lists_them() -> None:
     with pytest.raises(UsageError, match=r"7b-Q8_0.*13b-Q8_0|13b-Q8_0.*7b-Q8_0"):
         pick(["7b-Q8_0.gguf", "13b-Q8_0.gguf"], "Q8_0")
     with pytest.raises(UsageError, match="may be any of"):
@@ -72,16 +78,16 @@ def test_what_may_be_several_files_is_an_error_that_lists_them():
     assert pick(["7b-Q8_0.gguf", "13b-Q8_0.gguf"], "7b-Q8_0").version == "7b-Q8_0"
 
 
-def test_what_no_file_is_called_is_left_to_the_caller():
-    assert pick(USUAL, "v1.0") is None
-    assert pick(FOLDER, "v1.0") is None
+def test_what_no_file_is_called_is_left_to_the_caller() -> None:
+    for names in (USUAL, FOLDER):
+        assert choose(dict.fromkeys(names, 100), "v1.0", "main") is None
 
 
-def parts(stem, count, *, missing=()):
+def parts(stem: str, count: int, *, missing: Sequence[int] = ()) -> list[str]:
     return [f"{stem}-{n:05}-of-{count:05}.gguf" for n in range(1, count + 1) if n not in missing]
 
 
-def test_a_split_file_is_one_version_with_all_its_parts_in_order():
+def test_a_split_file_is_one_version_with_all_its_parts_in_order() -> None:
     names = [*parts("BF16/m-BF16", 3), *parts("Q4_K_M/m-Q4_K_M", 2)]
     assert pick(reversed(names)).files == tuple(parts("Q4_K_M/m-Q4_K_M", 2))
     for version in ("BF16", "m-BF16", "BF16/m-BF16", "m-BF16-00002-of-00003.gguf"):
@@ -90,12 +96,12 @@ def test_a_split_file_is_one_version_with_all_its_parts_in_order():
 
 
 @pytest.mark.parametrize("lost", [1, 2, 3])
-def test_a_part_that_is_missing_is_named(lost):
+def test_a_part_that_is_missing_is_named(lost: int) -> None:
     with pytest.raises(UnsupportedModel, match=f"2 of 3 parts.*m-Q8_0-0000{lost}-of-00003.gguf.*missing"):
         pick(parts("m-Q8_0", 3, missing=[lost]))
 
 
-def test_the_best_projector_comes_along_and_no_imatrix_and_no_other_quantization():
+def test_the_best_projector_comes_along_and_no_imatrix_and_no_other_quantization() -> None:
     names = ["imatrix.gguf", "m.imatrix.gguf", "mmproj-F32.gguf", "mmproj-BF16.gguf", *USUAL]
     assert pick(names, "Q8_0").files == ("m-Q8_0.gguf", "mmproj-BF16.gguf", "README.md")
     assert "mmproj-F16.gguf" in pick([*names, "mmproj-F16.gguf"], "Q8_0").files
@@ -106,21 +112,23 @@ def test_the_best_projector_comes_along_and_no_imatrix_and_no_other_quantization
     )
 
 
-def test_licence_and_card_come_along_while_they_are_small():
+def test_licence_and_card_come_along_while_they_are_small() -> None:
     sizes = {
         "m-Q8_0.gguf": 1 << 40,
         "README.md": LARGEST_TEXT,
         "LICENSE": LARGEST_TEXT + 1,
         "docs/README.md": 1,
     }
-    assert choose(sizes, None, "main").files == ("m-Q8_0.gguf", "README.md")
+    choice = choose(sizes, None, "main")
+    assert choice is not None
+    assert choice.files == ("m-Q8_0.gguf", "README.md")
 
 
-def test_a_repository_of_adapters_in_gguf_is_their_versions():
+def test_a_repository_of_adapters_in_gguf_is_their_versions() -> None:
     assert pick(["README.md", "lora-F16.gguf"]).files == ("lora-F16.gguf", "README.md")
 
 
-def test_a_safetensors_repository_is_one_version_with_what_it_needs_and_no_weights_twice():
+def test_a_safetensors_repository_is_one_version_with_what_it_needs_and_no_weights_twice() -> None:
     also = ["pytorch_model.bin", "tf_model.h5", "flax_model.msgpack", "onnx/model.onnx", "original/x.pth"]
     more = ["model.fp16.safetensors", "consolidated.safetensors", "evil.py", "chat_template.jinja", "LICENSE"]
     choice = pick([*FOLDER, *also, *more])
@@ -131,7 +139,7 @@ def test_a_safetensors_repository_is_one_version_with_what_it_needs_and_no_weigh
     assert unusual.files == ("weights.safetensors", "config.json")
 
 
-def test_all_shards_come_with_their_index_and_one_that_is_missing_is_named():
+def test_all_shards_come_with_their_index_and_one_that_is_missing_is_named() -> None:
     shards = [f"model-0000{n}-of-00003.safetensors" for n in (1, 2, 3)]
     rest = ["config.json", "model.safetensors.index.json", "consolidated.safetensors"]
     assert pick([*rest, *shards]).files == (*shards, "model.safetensors.index.json", "config.json")
@@ -139,7 +147,7 @@ def test_all_shards_come_with_their_index_and_one_that_is_missing_is_named():
         pick([*rest, shards[0], shards[2]])
 
 
-def test_a_peft_adapter_is_recognised():
+def test_a_peft_adapter_is_recognised() -> None:
     names = ["adapter_config.json", "adapter_model.safetensors", "README.md", "optimizer.pt"]
     assert pick(names).files == tuple(names[:3])
 
@@ -156,10 +164,10 @@ def test_a_peft_adapter_is_recognised():
         ([], "no GGUF files and no safetensors"),
     ],
 )
-def test_what_cannot_be_used_is_called_what_it_is(names, what):
+def test_what_cannot_be_used_is_called_what_it_is(names: list[str], what: str) -> None:
     with pytest.raises(UnsupportedModel, match=what):
         pick(names)
 
 
-def test_what_can_be_written_as_a_version_is_listed_best_first():
+def test_what_can_be_written_as_a_version_is_listed_best_first() -> None:
     assert labels([*USUAL, "mmproj-F16.gguf"]) == ["Q4_K_M", "Q8_0", "Q2_K", "F16"]
