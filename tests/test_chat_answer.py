@@ -25,7 +25,8 @@ OWN_STYLE = re.compile(rb"\x1b\[[0-9]*m")
 
 @pytest.fixture
 def environment(tmp_path):
-    kept = {name: value for name, value in os.environ.items() if name != "NO_COLOR"}
+    changing = ("NO_COLOR", "PYTHONUNBUFFERED")
+    kept = {name: value for name, value in os.environ.items() if name not in changing}
     return {
         **kept,
         "MDL_HOME": str(tmp_path / "home"),

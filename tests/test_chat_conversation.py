@@ -163,10 +163,11 @@ def test_ctrl_c_at_the_prompt_clears_the_line_and_says_how_to_leave(person):
 
 def test_a_text_of_several_lines_is_typed_pasted_or_quoted(person):
     person.ask("My name is Ada.")
-    for keys in ('"""What is\rmy name?"""', "What is\x1b\rmy name?", "\x1b[200~What is\nmy name?\x1b[201~"):
-        assert "Your name is Ada." in person.ask(keys)
+    quoted, typed = '"""What is\rmy name?"""', "What is\x1b\rmy name?"
+    pasted = "\x1b[200~What is\nmy name?\x1b[201~"
+    for keys, quotes in ((quoted, '"""'), (typed, ""), (pasted, "")):
+        assert person.ask(keys).endswith(f"What is\n... my name?{quotes}\nYour name is Ada.\n\n>>> {HINT}")
         person.ask("/undo")
-    assert "... my name?" in str(person)
 
 
 def test_a_kept_conversation_goes_on_in_another_process(people):
@@ -304,7 +305,7 @@ def test_a_window_may_change_its_size_while_an_answer_comes(person):
         person.wait()
     rows = str(person).splitlines()
     numbers = " ".join(rows[1:-2]).split()
-    assert [int(number) for number in numbers if number.isdigit()][-60:] == list(range(41, 101))
+    assert [int(number) for number in numbers if number.isdigit()][-30:] == list(range(71, 101))
     assert max(map(len, rows)) <= 40
 
 

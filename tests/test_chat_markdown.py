@@ -40,6 +40,30 @@ def test_however_an_answer_is_cut_the_same_is_drawn(text, columns, styled, data)
     assert drawn + markdown.end() == whole
 
 
+ALL = """# A `heading`
+Some **bold text** and ~~old~~ *words*, snake_case, 2 * 3, `code`, **open and `open
+- item ***one*** (**two**)
+> quoted `x``y` text
+---
+```python
+x = '**a**' ```
+```
+| a | **b** |
+|---|:-:|
+| `x` | ~~日本~~ |
+这是**重点**内容, ~1 ~~2 km"""
+
+
+@pytest.mark.parametrize("styled", [True, False])
+def test_wherever_an_answer_is_cut_the_same_is_drawn(styled):
+    whole = draw(ALL, 40, styled)
+    markdown = Markdown(lambda: 40, styled)
+    assert "".join(map(markdown.feed, ALL)) + markdown.end() == whole
+    for cut in range(len(ALL)):
+        markdown = Markdown(lambda: 40, styled)
+        assert markdown.feed(ALL[:cut]) + markdown.feed(ALL[cut:]) + markdown.end() == whole
+
+
 @given(TEXTS, st.integers(20, 90))
 def test_every_letter_is_drawn(text, columns):
     letters = re.compile(r"[^\W_]")
@@ -75,6 +99,8 @@ def test_no_line_of_words_is_wider_than_the_terminal(words, columns):
         ("#hashtag, 1.5, -x", "#hashtag, 1.5, -x"),
         ("| a | b |\n", "| a | b |\n"),
         ("~5 km", "~5 km"),
+        ("2**3** 4", "2**3** 4"),
+        ("a_b_ c", "a_b_ c"),
     ],
 )
 def test_what_is_markup_and_what_is_not(text, drawn):

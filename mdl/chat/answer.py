@@ -31,7 +31,7 @@ class Reply:
 def answer(engine: Engine, chat: Chat, sink: Sink) -> Reply:
     """Streams the answer into `sink`. Ctrl-C ends it there, and what came until then is the reply.
 
-    Raises what the engine raises, and BrokenPipeError when nobody reads any more; the engine then stops.
+    Raises what the engine raises, and OSError when nobody takes the answer; the engine then stops.
     """
     said: list[str] = []
     thought: list[str] = []
@@ -54,8 +54,9 @@ def answer_once(engine: Engine, prompt: str, options: Options) -> int:
     """Answers one prompt: the answer to stdout, and with `options.stats` what it took to stderr. Gives the
     exit code.
 
-    Raises UsageError for options that cannot be, what the engine and the session's file raise, and
-    KeyboardInterrupt after Ctrl-C; the engine has stopped then.
+    Raises UsageError for options that cannot be, what the engine and the session's file raise,
+    KeyboardInterrupt after Ctrl-C, and OSError when stdout takes no more; the engine has stopped then. A pipe
+    that is closed (`| head -1`) is no error: the exit code is that of a tool which it ends.
     """
     terminal = Terminal(sys.stdout, sys.stderr, options.color)
     session = begin(options)

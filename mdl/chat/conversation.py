@@ -26,7 +26,8 @@ def converse(
 
     `engine` has been told what to load, and may still be at it. `open_model` gives the same for another
     reference. Raises UsageError for options that cannot be, what the session's file raises, and what loading
-    the first model raises; later failures are told, and the conversation goes on.
+    the first model raises; later failures are told, and the conversation goes on. OSError when stdout takes
+    no more.
     """
     terminal = Terminal(sys.stdout, sys.stderr, options.color)
     talk = Talk(engine, begin(options), open_model, model_names, options.stats)

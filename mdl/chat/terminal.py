@@ -5,6 +5,7 @@ a program wants all of it, and knows no escape sequences. On a terminal, what co
 """
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol, TextIO
 
@@ -15,6 +16,7 @@ from mdl.engine.request import Delta
 from mdl.errors import MdlError
 from mdl.ui import inert, width
 
+CLOSED_PIPE = 141  # 128 + SIGPIPE, which Python does not let end it
 NARROWEST = 20  # columns
 
 
@@ -100,10 +102,10 @@ class Terminal:
         return Screen(self) if self.out.isatty() else Pipe(self.out)
 
     def abandon(self) -> int:
-        """The exit code when whoever read `out` has gone (`| head -1`): that of a tool which a closed pipe
-        ends. What is still in the buffer goes nowhere, so that nothing complains at the end."""
+        """The exit code when whoever read `out` has gone. What is left in its buffer goes nowhere, or the
+        interpreter would complain at its end."""
         os.dup2(os.open(os.devnull, os.O_WRONLY), self.out.fileno())
-        return 141
+        return CLOSED_PIPE
 
     def columns(self) -> int:
         """Asked for each word, as a window may change its size at any time."""
@@ -118,7 +120,7 @@ class Terminal:
 
     def ask(self, text: str) -> None:
         """What stands before the cursor while a person types."""
-        _write(self.err, text)
+        self._tell(text)
 
     def gap(self) -> None:
         """An empty line between turns, which belongs to no answer."""
@@ -142,7 +144,7 @@ class Terminal:
                 lines.words(line)
                 lines.newline()
                 start = lines.hang
-        _write(self.err, lines.take())
+        self._tell(lines.take())
 
     def note(self, text: str) -> None:
         """Something said in passing."""
@@ -159,17 +161,22 @@ class Terminal:
         if self.color and self.err.isatty():
             self.clear()
             self._status = True
-            _write(self.err, f"{DIM}{inert(text)}{RESET}")
+            self._tell(f"{DIM}{inert(text)}{RESET}")
 
     def clear(self) -> None:
         if self._status:
             self._status = False
-            _write(self.err, "\r\x1b[K")
+            self._tell("\r\x1b[K")
+
+    def _tell(self, text: str) -> None:
+        """Where nobody can hear it, the conversation goes on."""
+        with suppress(OSError):
+            _write(self.err, text)
 
     def _talk(self, text: str, style: str) -> None:
         self.clear()
         drawn = Markdown(self.columns, styled=False, base=style if self.color and self.err.isatty() else "")
-        _write(self.err, f"{drawn.feed(inert(text))}{drawn.end()}\n")
+        self._tell(f"{drawn.feed(inert(text))}{drawn.end()}\n")
 
 
 def _write(stream: TextIO, text: str) -> None:
