@@ -107,4 +107,5 @@ def _number(text: str, rule: str) -> float:
             f"the filter {rule!r} has no number", hint="write a number with an optional unit: 1.5GB"
         )
     billions = text[-1:] in "bB" and not match[2] and float(match[1]) < 10_000
-    return float(match[1]) * 1000 ** (3 if billions else _POWERS[match[2].lower()])
+    power = 3 if billions else _POWERS[match[2].lower()]
+    return float(match[1] + f"e{3 * power}")

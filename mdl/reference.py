@@ -75,9 +75,9 @@ class Reference:
         if not re.fullmatch(_HOST, self.host) and (self.host or self.scheme not in ("short", "file")):
             raise UsageError(f"{show(self.host)} is not a host name", hint=_HINT)
         _check_segments(self.path.removeprefix("/").split("/"), is_file=self.scheme == "file")
-        for part in (self.version, self.pin):
-            if part is not None:
-                _check_segments(part.split("/"))
+        for ending in (self.version, self.pin):
+            if ending is not None:
+                _check_segments(ending.split("/"))
         for part in self.path_parts():
             if len(part.encode()) > LONGEST_SEGMENT:
                 raise UsageError(f"a part of the name is too long: {show(part)}", hint=_HINT)

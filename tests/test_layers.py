@@ -31,7 +31,7 @@ ALLOWED = {
     "progress": {"ui", "library"},
     "ui": set(),
     "chat": {"chat", "engine", "config", "ui"},
-    "server": {"server", "engine", "library", "config", "model", "reference", "__init__"},
+    "server": {"profiles", "server", "engine", "library", "config", "model", "reference", "__init__"},
     "library": {
         "store",
         "transports",
@@ -65,7 +65,8 @@ ALLOWED = {
         "header",
     },
     "variants": {"filename", "reference", "refusal"},
-    "download": {"partial", "remote"},
+    "download": {"gather", "partial", "remote"},
+    "gather": {"partial", "remote"},
     "partial": set(),
     "remote": {"__init__"},
     "model": {"reference"},

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-HEAVY = (
-    "rich huggingface_hub oras gguf llama_cpp numpy pydantic starlette uvicorn requests httpx urllib3 asyncio "
-    "jinja2 prompt_toolkit portalocker tomli_w ssl"
-).split()
+HEAVY = """
+    rich huggingface_hub oras gguf llama_cpp numpy pydantic starlette uvicorn requests httpx urllib3 asyncio
+    jinja2 prompt_toolkit portalocker tomli_w ssl
+""".split()
 
 
 def loaded_by(code: str, home: Path) -> set[str]:
@@ -39,8 +39,15 @@ def test_looking_at_what_is_here_loads_nothing_heavy(arguments: list[str], tmp_p
 
 
 def test_completing_a_name_does_not_even_load_typer(tmp_path: Path) -> None:
-    code = "sys.argv = ['mdl', '__complete', 'model', '']\nimport mdl.__main__\ntry:\n mdl.__main__.main()\nexcept SystemExit: pass"
-    code += "\nassert 'typer' not in sys.modules"
+    code = """
+sys.argv = ["mdl", "__complete", "model", ""]
+from mdl.__main__ import main
+try:
+    main()
+except SystemExit as end:
+    assert not end.code
+assert "typer" not in sys.modules
+"""
     assert loaded_by(code, tmp_path) == set()
 
 
