@@ -14,7 +14,7 @@ import os
 import shutil
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -50,26 +50,22 @@ class Store:
         """The version of exactly this name, or None. Reads one folder, however many there are."""
         if reference.version == UNKNOWN_VERSION:
             reference = reference.model
-        folder = self.folder(reference)
-        return self._read(folder) if _is_version(folder) else None
+        return self._at(self.folder(reference))
 
     def versions(self, reference: Reference) -> list[Model]:
         """What is here of a model, the newest first: the order in which versions were made known here."""
         folder = self.folder(reference.model)
-        found = [folder] if _is_version(folder) else []
-        found += [child for child in _subfolders(folder) if _is_version(child)]
-        return sorted((self._read(version) for version in found), key=_age)
+        found = [self._at(place) for place in (folder, *_subfolders(folder))]
+        return sorted((model for model in found if model), key=_age)
 
     def models(self) -> list[Model]:
         """Everything that is here, in the order of the tree. A damaged version has a `problem`."""
         index = self._load_index()
         fresh: dict[str, list[Any]] = {}
-        models = [
-            self._read_indexed(folder, mark, index, fresh) for folder, mark in _walk(self.tree, DEEPEST)
-        ]
+        found = [self._read_indexed(folder, mark, index, fresh) for folder, mark in _walk(self.tree, DEEPEST)]
         if fresh.keys() != index.keys() or any(fresh[key] is not index[key] for key in fresh):
             self._save_index(fresh)
-        return models
+        return [model for model in found if model]
 
     def names(self) -> Iterator[tuple[Reference, Path]]:
         """The references of everything that is here and their folders, without reading any."""
@@ -149,12 +145,14 @@ class Store:
         return self._free(model.files)
 
     def sweep(self) -> None:
-        """Remove what killed processes were putting together. Partial downloads stay: they can go on."""
+        """Remove what killed processes left and nobody can go on with. Partial downloads stay."""
         with contextlib.suppress(OSError, Busy), self.contents_lock(shared=False):
-            for entry in os.scandir(self.incoming):
+            entries = list(os.scandir(self.incoming))
+            names = [entry.name for entry in entries]
+            for entry in entries:
                 old = time.time() - entry.stat(follow_symlinks=False).st_mtime > LEFTOVER_AGE
-                if entry.name.endswith((".version", ".removed")) and old:
-                    shutil.rmtree(entry.path, ignore_errors=True)
+                if old and _is_leftover(entry.name, names):
+                    _discard(entry)
 
     # Locks
 
@@ -276,6 +274,14 @@ class Store:
                         freed += status.st_size
         return freed
 
+    def _at(self, folder: Path) -> Model | None:
+        """The version in a folder; looked at again if another one took its place meanwhile."""
+        while True:
+            before = _identity(folder)
+            found = self._read(folder) if _is_version(folder) else None
+            if _identity(folder) == before:
+                return found
+
     def _read(self, folder: Path) -> Model:
         import tomllib
 
@@ -304,23 +310,20 @@ class Store:
 
     def _read_indexed(
         self, folder: Path, mark: str, index: dict[str, list[Any]], fresh: dict[str, list[Any]]
-    ) -> Model:
+    ) -> Model | None:
         key = str(folder.relative_to(self.tree))
         try:
-            status = (folder / mark).stat()
-            entry = index.get(key)
-            if entry and entry[:3] == [mark, status.st_mtime_ns, status.st_size]:
+            stamp, entry = _stamp(folder / mark), index.get(key)
+            if entry and entry[:3] == stamp:
                 fresh[key] = entry
-                return from_document(entry[3], folder, Reference(*entry[4]))
-            model = self._read(folder)
+                return from_document(entry[3], folder)
+            model = self._at(folder)
         except (OSError, MdlError) as error:
             return Model(Reference("short", "", "unreadable"), folder, (), problem=show(str(error), 200))
-        if not model.problem:
+        if model and stamp and not model.problem:
             document = to_document(model)
             document["created"] = model.modified.isoformat()
-            reference = model.reference
-            names = [reference.scheme, reference.host, reference.path, reference.version, reference.pin]
-            fresh[key] = [mark, status.st_mtime_ns, status.st_size, document, names]
+            fresh[key] = [*stamp, document]
         return model
 
     def _load_index(self) -> dict[str, list[Any]]:
@@ -337,6 +340,23 @@ class Store:
         with contextlib.suppress(OSError):  # a read-only cache is slower, not broken
             beside.write_text(json.dumps({"schema": INDEX_SCHEMA, "entries": entries}))
             beside.replace(self.root / "index.json")
+
+
+def _is_leftover(name: str, names: Sequence[str]) -> bool:
+    key, *kind = name.split(".")
+    if kind in (["version"], ["removed"]) or kind[1:2] == ["partial"]:  # or of one whom no lock protected
+        return True
+    content = f"{key}.partial"
+    return kind == ["partial", "parts"] and not any(
+        other.startswith(content) and other != name for other in names
+    )
+
+
+def _discard(entry: "os.DirEntry[str]") -> None:
+    if entry.is_dir(follow_symlinks=False):
+        shutil.rmtree(entry.path, ignore_errors=True)
+    else:
+        Path(entry.path).unlink()
 
 
 def link(source: Path, target: Path) -> None:
@@ -405,17 +425,23 @@ def _swap(one: Path, other: Path) -> bool:
 
 def _walk(folder: Path, depth: int) -> Iterator[tuple[Path, str]]:
     """Folders that hold a version, each with the file that tells so."""
-    try:
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-    except OSError:
-        return
+    entries = _entries(folder)
     mark = _mark(entry.name for entry in entries) if depth < DEEPEST else ""  # the tree itself is no model
+    inner = [entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir()]
+    if not mark and not inner:  # perhaps what was replaced by a new version while we looked
+        mark = _mark(entry.name for entry in _entries(folder))
     if mark:
         yield folder, mark
     if depth and mark != METADATA_NAME:
-        for entry in entries:
-            if not entry.name.startswith(".") and entry.is_dir():
-                yield from _walk(folder / entry.name, depth - 1)
+        for name in inner:
+            yield from _walk(folder / name, depth - 1)
+
+
+def _entries(folder: Path) -> "list[os.DirEntry[str]]":
+    try:
+        return sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError:
+        return []
 
 
 def _mark(names: Iterator[str]) -> str:
@@ -433,6 +459,22 @@ def _is_version(folder: Path) -> bool:
         return bool(_mark(entry.name for entry in os.scandir(folder)))
     except OSError:
         return False
+
+
+def _identity(folder: Path) -> int | None:
+    try:
+        return folder.stat().st_ino
+    except OSError:
+        return None
+
+
+def _stamp(path: Path) -> list[Any] | None:
+    """What tells that a file has not changed; None if it has vanished."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    return [path.name, status.st_mtime_ns, status.st_size]
 
 
 def _subfolders(folder: Path) -> list[Path]:

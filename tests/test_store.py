@@ -132,9 +132,9 @@ def test_a_version_is_replaced_in_one_step(store: Store) -> None:
 
     def look() -> None:
         while not stop.is_set():
-            model = store.find(reference)
-            if model is None or model.problem:
-                missing.append(model)
+            for found in ([store.find(reference)], store.versions(reference), store.models()):
+                if [model and (model.reference, model.problem) for model in found] != [(reference, "")]:
+                    missing.append(found)
 
     watcher = threading.Thread(target=look)
     watcher.start()
@@ -372,13 +372,17 @@ def test_a_full_name_is_found_without_looking_at_anything_else(store: Store) -> 
 
 
 def test_leftovers_of_killed_processes_are_swept_when_old(store: Store) -> None:
+    """A partial download can be gone on with, and while one is published its note belongs to it."""
     store.incoming.mkdir(parents=True)
-    old, young, partial = (store.incoming / name for name in ("a.version", "b.version", "c.partial"))
-    for folder in (old, young):
-        folder.mkdir()
-        (folder / "x").write_text("x")
-    partial.write_text("half")
-    os.utime(old, (0, 0))
-    os.utime(partial, (0, 0))
+    useless = ["a.version", "b.removed", "c.0f.partial", "c.0f.partial.parts", "lonely.partial.parts"]
+    useful = ["d.partial", "d.partial.parts", "e.partial.1-2.publishing", "e.partial.parts", "README.md"]
+    for name in useless[:2]:
+        (store.incoming / name / "folder").mkdir(parents=True)
+    for name in (*useless[2:], *useful):
+        (store.incoming / name).write_text("half")
     store.sweep()
-    assert sorted(path.name for path in store.incoming.iterdir()) == ["b.version", "c.partial"]
+    assert sorted(path.name for path in store.incoming.iterdir()) == sorted(useless + useful)
+    for path in store.incoming.iterdir():
+        os.utime(path, (0, 0))
+    store.sweep()
+    assert sorted(path.name for path in store.incoming.iterdir()) == sorted(useful)
