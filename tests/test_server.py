@@ -314,6 +314,13 @@ def test_it_says_that_it_is_alive_and_ready_and_what_it_is(server: Server) -> No
     assert b"mdl" in server.ask("GET", "/")[1]
 
 
+def test_each_request_is_a_line_in_the_log_that_moves_no_cursor(server: Server) -> None:
+    server.ask("GET", "/v1/models/%1b%5b2J?key=secret")
+    lines = server.log.read_text().splitlines()
+    assert any("GET /v1/models/%1b%5b2J 400" in line and "secret" not in line for line in lines)
+    assert all(line.isprintable() for line in lines)
+
+
 def test_a_file_beside_the_server_is_none_of_a_clients_business(server: Server, tmp_path: Path) -> None:
     here = cache(tmp_path / "home", "secret") / "models/quay.io/org/secret/secret.gguf"
     answers = [server.chat(model=str(name)) for name in (here, f"file://{here}", here.with_name("none.gguf"))]

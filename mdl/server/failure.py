@@ -22,7 +22,8 @@ _OWN = (500, "server_error", "engine_error")
 
 
 class Refused(UsageError):
-    """A request that is answered with an error: `param` names the field that is wrong."""
+    """A request that is answered with an error: `param` names the field that is wrong, `code` is the word
+    that OpenAI's API has for it."""
 
     def __init__(
         self,
@@ -36,7 +37,7 @@ class Refused(UsageError):
         super().__init__(message, hint)
         self.status = status
         self.param = param
-        self.kind_code = code
+        self.api_code = code
 
 
 def status(error: MdlError) -> int:
@@ -48,7 +49,7 @@ def body(error: MdlError) -> dict[str, Any]:
     _, kind, code = _kind(error)
     param = None
     if isinstance(error, Refused):
-        param, code = error.param, error.kind_code
+        param, code = error.param, error.api_code
         kind = "server_error" if error.status >= 500 else kind
     message = f"{error.message} ({error.hint})" if error.hint else error.message
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from time import monotonic
 
 from mdl.engine.request import EngineFiles
@@ -95,21 +95,16 @@ def files(library: Library, model: Model) -> Iterator[EngineFiles]:
 
     Raises UnsupportedModel for what cannot run here, Busy for what is being removed.
     """
-    try:
-        lease = library.store.lease(model)
-        lease.__enter__()
-    except BlockingIOError:
-        raise Busy(f"{model.reference} is being removed") from None
-    try:
+    with ExitStack() as held:
+        try:
+            held.enter_context(library.store.lease(model))
+        except BlockingIOError:
+            raise Busy(f"{model.reference} is being removed") from None
         weights = library.weights(model)
         if weights.kind != "model" or weights.format != "gguf":
             what = f"{weights.format} {weights.kind}"
-            raise UnsupportedModel(
-                f"{model.reference} is a {what}, which cannot answer", hint="name a GGUF model"
-            )
+            raise UnsupportedModel(f"{model.reference} is a {what}, which cannot answer", "name a GGUF model")
         yield EngineFiles(weights.first, weights.projector)
-    finally:
-        lease.__exit__(None, None, None)
 
 
 def _present(library: Library, name: str) -> Model:

@@ -188,7 +188,6 @@ def _resolve(options: ServeOptions) -> tuple[socket.AddressFamily, Any]:
 
 def _explained(error: OSError, options: ServeOptions) -> MdlError:
     where = f"port {options.port} of {options.host}"
-    # create_server puts its own words into strerror
     if error.errno == errno.EADDRINUSE:
         return Busy(f"{where} is in use", hint="end what uses it, or take another with --port")
     if error.errno == errno.EACCES:
