@@ -287,7 +287,7 @@ class _Transfer:
         return Received(size, sha256, self.transferred, partial.inode)
 
     def _mismatch(self, partial: Partial, reason: str) -> None:
-        if partial.resumed and not self._changes:
+        if partial.resumed:
             raise StartOver(f"what an earlier run left is damaged: {reason}", changed=True)
         raise IntegrityError(
             f"{self.job.name} is not what was promised: {reason}",

@@ -165,6 +165,7 @@ def test_another_size_than_promised_is_refused_before_the_first_byte(get, server
     server.put(DATA)
     error = get.fails(IntegrityError, Expected(size=size))
     assert str(size) in error.message and str(len(DATA)) in error.message
+    assert not get.log.starts
 
 
 @pytest.mark.parametrize("size", [0, 1, len(DATA) - 1, len(DATA) + 1])
@@ -269,6 +270,21 @@ def test_what_is_whole_is_not_asked_for_again(get, server):
     received = get(promise(DATA))
     assert received.transferred == 0 and received.sha256 == hashlib.sha256(DATA).hexdigest()
     assert len(server.requests) == 1
+
+
+def test_what_is_left_of_a_file_of_another_size_is_not_gone_on_with(get, server):
+    server.put(DATA, cut(2 * PIECE))
+    get.fails(NetworkError, promise(DATA), ONE_TRY)
+    server.put(DATA + OTHER)
+    get(promise(DATA + OTHER))
+    assert get.content == DATA + OTHER
+    assert [request.range for request in server.requests] == [None, None]
+
+
+def test_a_part_does_not_pass_for_the_whole(get, server):
+    span = {"Content-Range": f"bytes 0-9/{len(DATA)}", "Content-Length": "10"}
+    server.put(DATA, always=lambda *_: Reply(206, span, DATA[:10]))
+    assert "part" in get.fails(NetworkError).message
 
 
 def test_without_a_validator_and_a_digest_it_starts_over(get, server):
