@@ -106,7 +106,7 @@ def test_a_pipe_gets_utf_8_whatever_the_locale_says(chat):
 def test_statistics_go_beside_the_answer(chat):
     done = chat("--stats", CAPITAL)
     assert done.stdout == PARIS + b"\n"
-    line = " ".join(done.stderr.decode().split())
+    line = done.stderr.decode().removesuffix("\n")
     assert re.fullmatch(
         r"7 tokens in [\d.]+ s · [\d.]+ tokens/s · prompt 15 tokens in [\d.]+ s · context 22/2048", line
     )

@@ -174,9 +174,13 @@ class Terminal:
             _write(self.err, text)
 
     def _talk(self, text: str, style: str) -> None:
+        """Lines for a person, wrapped and in style; for a file or a program, as they are."""
         self.clear()
-        drawn = Markdown(self.columns, styled=False, base=style if self.color and self.err.isatty() else "")
-        self._tell(f"{drawn.feed(inert(text))}{drawn.end()}\n")
+        text = inert(text)
+        if self.err.isatty():
+            drawn = Markdown(self.columns, styled=False, base=style if self.color else "")
+            text = drawn.feed(text) + drawn.end()
+        self._tell(f"{text}\n")
 
 
 def _write(stream: TextIO, text: str) -> None:
