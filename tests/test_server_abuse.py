@@ -242,6 +242,7 @@ def test_any_json_object_is_understood_or_refused(body: dict[str, Any], sound: b
         (b'{"a": 1} x', "JSON"),
         (b'{"a": 1, "a": 1}', "twice"),
         (b'{"messages": [{"role": "user", "role": "system"}]}', "twice"),
+        (b"{" + b",".join(b'"%d":0' % number for number in (*range(40_000), 39_999)) + b"}", "twice"),
         (b'{"temperature": NaN}', "NaN"),
         (b'{"temperature": Infinity}', "Infinity"),
         (b'{"temperature": 1e999}', "too large"),
