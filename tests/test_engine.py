@@ -513,6 +513,23 @@ def test_a_closed_engine_says_so():
         text_of(engine, ask("x"))
 
 
+def test_a_closed_engine_loads_nothing_any_more():
+    engine = Engine()
+    engine.close()
+    with pytest.raises(EngineError, match="closed"):
+        engine.load(EngineFiles(DEMO))
+    assert engine.pid is None
+
+
+def test_a_worker_that_dies_before_it_is_told_what_to_load_is_replaced():
+    with Engine() as engine:
+        os.kill(engine.pid, signal.SIGKILL)
+        wait_until(lambda: engine.pid is None)
+        engine.load(EngineFiles(DEMO))
+        assert engine.ready(30).context == 2048
+        assert text_of(engine, ask(CAPITAL)) == PARIS
+
+
 def test_an_engine_can_be_closed_before_it_is_used():
     with Engine() as engine:
         pid = engine.pid

@@ -59,13 +59,14 @@ class Engine:
 
     def load(self, files: EngineFiles, settings: EngineSettings = EngineSettings()) -> None:  # noqa: B008 - frozen
         """Sends what to load, once, and does not wait. What may fail is told by `ready` and by each
-        request."""
+        request. Raises EngineError for a closed engine."""
         from mdl.engine.wire import pack_load
 
         with self._lock:
+            self._refuse_if_closed()
             self._load = pack_load(files, settings)
             if self._process is None:
-                self._process = self._start()
+                self._process = self._start_again()
             self._process.send({"load": self._load})
 
     def ready(self, timeout: float | None = None) -> Loaded:
@@ -156,19 +157,20 @@ class Engine:
 
     def _alive(self) -> "Process":
         """The worker; a new one in the place of one that died."""
-        if self._closed:
-            raise EngineError("the engine is closed")
+        self._refuse_if_closed()
         if self._load is None:
             raise EngineError("the engine has been given no model")
         if self._failure is not None and not isinstance(self._failure, EngineError):
             raise self._failure
         if self._process is None:
             self._refuse_to_loop()
-            self._failure = self._loaded = None
-            self._settled.clear()
-            self._process = self._start()
+            self._process = self._start_again()
             self._process.send({"load": self._load})
         return self._process
+
+    def _refuse_if_closed(self) -> None:
+        if self._closed:
+            raise EngineError("the engine is closed")
 
     def _refuse_to_loop(self) -> None:
         if len(self._deaths) == MOST_DEATHS and monotonic() - self._deaths[0] < WITHIN_SECONDS:
@@ -176,6 +178,11 @@ class Engine:
                 f"the engine died {MOST_DEATHS} times within {WITHIN_SECONDS:.0f} seconds without an answer",
                 hint="look at the model, or try again in a minute",
             )
+
+    def _start_again(self) -> "Process":
+        self._failure = self._loaded = None
+        self._settled.clear()
+        return self._start()
 
     def _start(self) -> "Process":
         from mdl.engine.process import Process
@@ -237,7 +244,7 @@ class Engine:
             if self._loaded is None:
                 self._failure = error
             waiting = list(self._waiting)
-        self._settled.set()
+            self._settled.set()  # before another thread may start a new worker, which clears it
         runaway = self._rendering if status == 1 else 0  # as the worker's watchdog ends it
         self._hand_over([(request, _RUNAWAY if request == runaway else error, True) for request in waiting])
 
