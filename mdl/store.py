@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
-from mdl.errors import Busy, DiskError, MdlError
+from mdl.errors import Busy, DiskError, MdlError, UsageError
 from mdl.model import METADATA_NAME, File, Model, from_document, to_document
 from mdl.reference import UNKNOWN_VERSION, Reference, show
 
@@ -55,7 +55,10 @@ class Store:
     def versions(self, reference: Reference) -> list[Model]:
         """What is here of a model, the newest first: the order in which versions were made known here."""
         folder = self.folder(reference.model)
-        found = [self._at(place) for place in (folder, *_subfolders(folder))]
+        found = []
+        for place in (folder, *_subfolders(folder)):
+            with contextlib.suppress(UsageError):  # a name that is no name hides no other version
+                found.append(self._at(place))
         return sorted((model for model in found if model), key=_age)
 
     def models(self) -> list[Model]:
@@ -298,7 +301,10 @@ class Store:
 
     def _by_hand(self, folder: Path) -> Model:
         reference = self._reference(folder, versioned=False)
-        return replace(self._describe(folder), reference=reference, folder=folder)
+        try:
+            return replace(self._describe(folder), reference=reference, folder=folder)
+        except (MdlError, OSError) as error:
+            return Model(reference, folder, (), problem=_reason(error))
 
     def _reference(self, folder: Path, *, versioned: bool) -> Reference:
         parts = folder.relative_to(self.tree).parts
@@ -319,7 +325,7 @@ class Store:
                 return from_document(entry[3], folder)
             model = self._at(folder)
         except (OSError, MdlError) as error:
-            return Model(Reference("short", "", "unreadable"), folder, (), problem=show(str(error), 200))
+            return Model(Reference("short", "", "unreadable"), folder, (), problem=_reason(error))
         if model and stamp and not model.problem:
             document = to_document(model)
             document["created"] = model.modified.isoformat()
@@ -482,6 +488,10 @@ def _subfolders(folder: Path) -> list[Path]:
         return [Path(entry.path) for entry in os.scandir(folder) if entry.is_dir()]
     except OSError:
         return []
+
+
+def _reason(error: Exception) -> str:
+    return error.message if isinstance(error, MdlError) else show(str(error), 200)
 
 
 def _age(model: Model) -> tuple[float, str]:

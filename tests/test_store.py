@@ -132,9 +132,9 @@ def test_a_version_is_replaced_in_one_step(store: Store) -> None:
 
     def look() -> None:
         while not stop.is_set():
-            for found in ([store.find(reference)], store.versions(reference), store.models()):
-                if [model and (model.reference, model.problem) for model in found] != [(reference, "")]:
-                    missing.append(found)
+            found = [store.find(reference), *store.versions(reference), *store.models()]
+            if [model and (model.reference, model.problem) for model in found] != [(reference, "")] * 3:
+                missing.append(found)
 
     watcher = threading.Thread(target=look)
     watcher.start()
@@ -239,6 +239,21 @@ def test_a_folder_that_was_moved_is_called_by_its_new_place(store: Store) -> Non
     [moved] = store.models()
     assert str(moved.reference) == "localhost/other:v2"
     assert moved.files == model.files
+
+
+def test_what_was_put_there_under_bad_names_hides_nothing_and_can_be_removed(store: Store) -> None:
+    good = add(store, "quay.io/me/mine:v1")
+    bad = Reference.parse("quay.io/me/mine/bad")
+    for folder, file in ((store.folder(bad), "\x1b[5m.gguf"), (good.folder.parent / "\u202eevil", "a.gguf")):
+        folder.mkdir()
+        (folder / file).write_bytes(DEMO.read_bytes())
+    assert good in store.versions(good.reference)
+    found = store.find(bad)
+    assert found is not None
+    assert "not safe" in found.problem
+    assert [model.problem != "" for model in store.models()] == [True, False, True]
+    store.remove(found)
+    assert store.find(bad) is None
 
 
 def test_versions_come_newest_first(store: Store) -> None:
