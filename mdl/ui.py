@@ -48,7 +48,20 @@ def talk(text: str, end: str = "\n") -> None:
 
 
 def show_json(document: dict[str, Any]) -> None:
-    out(json_module.dumps({"schema": 1, **document}, indent=2, ensure_ascii=False, default=str))
+    out(as_json({"schema": 1, **document}, indent=2))
+
+
+def as_json(document: dict[str, Any], indent: int | None = None) -> str:
+    """JSON that reads well in all languages; what could fool a terminal is escaped, which parses back."""
+    text = json_module.dumps(document, indent=indent, ensure_ascii=not _takes_utf8(sys.stdout), default=str)
+    if text.isascii() and "\x7f" not in text:
+        return text
+    return "".join(json_module.dumps(c)[1:-1] if _is_hidden(c) or "\x7f" <= c < "\xa0" else c for c in text)
+
+
+def _takes_utf8(stream: TextIO) -> bool:
+    """JSON in any other encoding would be no JSON (RFC 8259, 8.1)."""
+    return (stream.encoding or "").lower().replace("-", "") == "utf8"
 
 
 def error(failure: MdlError, *, json: bool) -> None:
@@ -57,7 +70,7 @@ def error(failure: MdlError, *, json: bool) -> None:
     if json and not isinstance(failure, Unwritable):
         body = {"code": failure.code, "message": message, "hint": hint}
         with contextlib.suppress(Unwritable):
-            return out(json_module.dumps({"error": body}, ensure_ascii=False))
+            return out(as_json({"error": body}))
     return talk(f"mdl: {message}" + (f"\n{hint}" if hint else ""))
 
 
@@ -97,12 +110,13 @@ def inert(text: str, *, one_line: bool = False) -> str:
     """Text from outside, so that it cannot move a terminal's cursor, hide itself or change direction."""
     if not text.isascii() or not text.isprintable():
         text = text.translate(_INERT)
-        hidden = {"Cf", "Cs", "Co", "Zl", "Zp"}
-        text = "".join(
-            f"\\u{ord(c):04x}" if unicodedata.category(c) in hidden and c not in "\u200d\u200c" else c
-            for c in text
-        )
+        text = "".join(f"\\u{ord(c):04x}" if _is_hidden(c) else c for c in text)
     return " ".join(text.split()) if one_line else text
+
+
+def _is_hidden(character: str) -> bool:
+    hidden = unicodedata.category(character) in {"Cf", "Cs", "Co", "Zl", "Zp"}
+    return hidden and character not in "\u200d\u200c"  # these two join letters and emoji
 
 
 def size(count: int | None) -> str:

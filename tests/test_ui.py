@@ -1,5 +1,9 @@
 """What people see: sizes and times in words, tables that fit, and text that cannot harm a terminal."""
 
+import json
+import re
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -62,6 +66,19 @@ def test_nothing_that_is_shown_moves_a_cursor_or_hides(text: str) -> None:
     assert not any((ord(c) < 32 and c not in "\t\n") or 127 <= ord(c) < 160 for c in shown)
     assert not set(shown) & set("\u202e\u2066\u200f\u2028\ufeff")
     assert "\n" not in ui.inert(text, one_line=True)
+
+
+@given(st.text())
+def test_json_hides_nothing_moves_no_cursor_and_reads_back(text: str) -> None:
+    shown = ui.as_json({"text": text})
+    assert json.loads(shown) == {"text": text}
+    assert not re.search(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\U000e0000-\U000e007f]", shown)
+
+
+def test_json_is_ascii_where_utf_8_is_not_taken(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    code = "from mdl import ui; ui.show_json({'text': 'é漢'})"
+    subprocess.run([sys.executable, "-c", code], env={"PYTHONIOENCODING": "latin-1"}, check=True)
+    assert json.loads(capfdbinary.readouterr().out.decode("ascii"))["text"] == "é漢"
 
 
 def test_ordinary_text_of_all_languages_stays_as_it_is() -> None:
