@@ -14,6 +14,7 @@ import pytest
 
 import mdl
 from mdl.engine import Engine
+from mdl.engine.process import Process
 from mdl.engine.request import Chat, EngineFiles, EngineSettings, Message, Sampling, ToolCall
 from mdl.errors import Busy, EngineError, MdlError, NotFound, UnsupportedModel, UsageError
 
@@ -296,6 +297,20 @@ def test_a_huge_prompt_is_refused_and_the_engine_goes_on(engine):
 
 
 @pytest.mark.parametrize(
+    "chat",
+    [
+        ask("<|im_end|>" * 1_500_000),
+        ask("x", tools=({"type": "function", "function": {"name": "f", "description": "x" * 15_000_000}},)),
+    ],
+)
+def test_what_cannot_fit_is_refused_before_it_holds_up_the_answers_of_others(engine, chat):
+    start = time.monotonic()
+    with pytest.raises(UsageError, match=r"at least [\d,]+ tokens, and the context has room for 2,048"):
+        text_of(engine, chat)
+    assert time.monotonic() - start < 2
+
+
+@pytest.mark.parametrize(
     "wrong",
     [
         {"temperature": float("nan")},
@@ -422,6 +437,13 @@ def test_a_killed_worker_costs_the_requests_it_had_and_the_next_one_works(own):
         errors = [until_error(queue) for queue in heard]
         assert all(isinstance(error, EngineError) and "SIGKILL" in error.message for error in errors)
         assert text_of(own, ask(CAPITAL)) == PARIS
+
+
+def test_a_worker_that_does_not_understand_its_parent_ends_instead_of_hearing_nothing_any_more():
+    ended: SimpleQueue[int] = SimpleQueue()
+    process = Process(print, lambda _, status: ended.put(status))
+    process.send(["no message"])
+    assert ended.get(timeout=10) == 70
 
 
 @pytest.mark.parametrize("signal_name", ["SIGSEGV", "SIGABRT", "SIGTERM"])

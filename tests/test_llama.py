@@ -86,6 +86,11 @@ def test_tokens_put_together_are_the_text_again(runner):
     assert b"".join(runner.piece(token) or b"" for token in runner.tokenize([text])).decode() == text
 
 
+@pytest.mark.parametrize("text", [" " * 5000, "the capital of " * 300, "<|im_start|>" * 300, "こ" * 3000])
+def test_a_text_has_no_fewer_tokens_than_its_length_says(runner, text):
+    assert 0 < runner.fewest_tokens(len(text)) <= len(runner.tokenize([text]))
+
+
 def test_tokens_that_end_an_answer_have_no_bytes(runner):
     assert runner.piece(runner.controls["<|im_end|>"]) is None
 

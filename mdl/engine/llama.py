@@ -95,6 +95,7 @@ class Runner:
         self.batch: int = C.llama_n_batch(self._context)  # less than was asked for where the context is small
         self._adapters = self._load_adapters(files.adapters)
         self._pieces: list[bytes | bool | None] = [False] * C.llama_vocab_n_tokens(self._vocab)
+        self._longest = 0
         self._set_up_batch(self.batch)
         self._read_vocabulary()
         self.loaded = self._describe(files, perf_counter() - started)
@@ -250,6 +251,15 @@ class Runner:
         if self._bos >= 0 and tokens[:1] != [self._bos]:
             tokens.insert(0, self._bos)
         return tokens
+
+    def fewest_tokens(self, characters: int) -> int:
+        """What a text of that length is at least: no token stands for more than the longest one does."""
+        if characters < self.context:
+            return 0  # without a look at each token, which takes a moment where there are many
+        if not self._longest:
+            texts = (C.llama_vocab_get_text(self._vocab, token) for token in range(len(self._pieces)))
+            self._longest = max(1, *(len(text) for text in texts))
+        return characters // self._longest
 
     def _tokenize(self, text: str, continued: bool) -> list[int]:
         if (

@@ -4,6 +4,7 @@ It ends when its standard input does, by the hand of the thread that reads it, e
 """
 
 import faulthandler
+import json
 import os
 import signal
 import threading
@@ -26,6 +27,7 @@ TEMPLATE_SECONDS = 3.0
 TEMPLATE_MEMORY = 1 << 30
 # Nobody reads faster, and a message for each token would cost a tiny model a tenth of its speed.
 FLUSH_SECONDS = 0.008
+BUG = 70  # exit code; 1 is what the watchdog of templates ends with
 
 
 class Pipes:
@@ -38,9 +40,13 @@ class Pipes:
         threading.Thread(target=self._read, daemon=True).start()
 
     def _read(self) -> None:
-        with os.fdopen(0, "rb", closefd=False) as lines:
-            for line in lines:
-                self.inbox.put(wire.parse(line))
+        try:
+            with os.fdopen(0, "rb", closefd=False) as lines:
+                for line in lines:
+                    self.inbox.put(wire.parse(line))
+        except Exception:  # noqa: BLE001 - nobody would hear the parent any more
+            traceback.print_exc()
+            os._exit(BUG)
         os._exit(0)  # the parent has closed the pipe, or is no more
 
     def send(self, **message: Any) -> None:
@@ -102,22 +108,28 @@ class Worker:
             self.pipes.send(id=request, error=wire.pack_error(error))
 
     def start(self, request: int, chat: Chat) -> None:
+        # Megabytes would hold up the answers of others for seconds, to be refused in the end.
+        self.check_length(self.runner.fewest_tokens(_characters(chat)), "at least ")
         prompt = self.render(request, chat)
         tokens = self.runner.tokenize(prompt.pieces)
         if not tokens:
             raise UsageError("the prompt is empty")
-        if len(tokens) >= self.context:
-            raise UsageError(
-                f"the prompt has {len(tokens):,} tokens, and the context has room for {self.context:,} "
-                "together with the answer",
-                hint="shorten the conversation, or load the model with a larger context (--ctx)",
-            )
+        self.check_length(len(tokens))
         reasoning = Reasoning(prompt.text, spaced=self.runner.adds_space)
         stop = chat.sampling.stop + self.stop
         sequence = Sequence(request, tokens, self.limit(tokens, chat), reasoning, stop)
         sequence.sampler = self.runner.sampler(chat.sampling)
         self.sequences[request] = sequence
         self.scheduler.add(sequence)
+
+    def check_length(self, prompt: int, about: str = "") -> None:
+        """Raises UsageError for a prompt of so many tokens that no answer would have room behind it."""
+        if prompt >= self.context:
+            raise UsageError(
+                f"the prompt has {about}{prompt:,} tokens, and the context has room for {self.context:,} "
+                "together with the answer",
+                hint="shorten the conversation, or load the model with a larger context (--ctx)",
+            )
 
     def limit(self, prompt: list[int], chat: Chat) -> int:
         """Tokens of prompt and answer together, at most."""
@@ -210,6 +222,12 @@ class Worker:
             self.pipes.send(deltas=deltas)
 
 
+def _characters(chat: Chat) -> int:
+    """Of what templates write into the prompt; reasoning, which many leave out, is not counted."""
+    said = sum(len(message.content) for message in chat.messages)
+    return said + (len(json.dumps(chat.tools, ensure_ascii=False)) if chat.tools else 0)
+
+
 @contextmanager
 def _bounded_time() -> Iterator[None]:
     """Ends the process, exit code 1, when the block takes too long. Not by a signal handler or a thread of
@@ -263,7 +281,7 @@ def main() -> None:
         worker.serve()
     except Exception:  # noqa: BLE001 - it ends here, whatever it is
         traceback.print_exc()
-        os._exit(70)  # a bug; 1 is what the watchdog of templates ends with
+        os._exit(BUG)
 
 
 def load(pipes: Pipes) -> Worker:
