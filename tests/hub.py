@@ -9,6 +9,8 @@ import hashlib
 import json
 import re
 import threading
+import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -68,6 +70,9 @@ class Hub:
         self.repositories: dict[str, Repository] = {}
         self.pages: dict[str, Answer] = {}  # what lies at other addresses, by path
         self.seen: list[Seen] = []
+        self.sent: Counter[str] = Counter()  # bytes of bodies by port
+        self.rate: float | None = None  # bytes a second of one connection
+        self.counting = threading.Lock()
         self.faults: list[tuple[str, Any]] = []
         self._hub = _serve(self, "hub")
         self._cdn = _serve(self, "cdn")
@@ -161,6 +166,7 @@ def _serve(hub: Hub, port: str) -> ThreadingHTTPServer:
     handler = type("Handler", (_Handler,), {"hub": hub, "port": port})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.daemon_threads = True
+    server.handle_error = lambda *_: None  # type: ignore[method-assign]  # clients that go away are expected
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
     return server
 
@@ -208,9 +214,18 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(body[:cut])
+            self._write(body[:cut])
         if cut is not None:
             self.close_connection = True
+
+    def _write(self, body: bytes) -> None:
+        step = 16 << 10 if self.hub.rate else 1 << 20
+        for start in range(0, len(body), step):
+            part = body[start : start + step]
+            self.wfile.write(part)
+            with self.hub.counting:
+                self.hub.sent[self.port] += len(part)
+            time.sleep(len(part) / self.hub.rate if self.hub.rate else 0)
 
     def _ranged(self, body: bytes, headers: dict[str, str]) -> tuple[int, bytes, dict[str, str]]:
         asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
