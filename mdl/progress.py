@@ -4,6 +4,7 @@ Called from the threads of the download.
 """
 
 import contextlib
+import functools
 import json
 import sys
 import threading
@@ -15,7 +16,7 @@ from mdl import ui
 from mdl.library import Watch
 
 if TYPE_CHECKING:
-    from rich.progress import TaskID
+    from rich.progress import Progress, TaskID
 
 EVERY = 0.25  # seconds between two JSON lines of a file
 LINE_EVERY = 5.0  # seconds between two lines of a file in a pipe
@@ -119,12 +120,6 @@ class Bars:
     """A bar for each file with speed and time left, and below them one for all together."""
 
     def __init__(self) -> None:
-        from rich.console import Console
-        from rich.progress import Progress
-
-        console = Console(stderr=True)
-        self._wide = console.width >= WIDE
-        self._progress = Progress(*_columns(console.width), console=console, expand=self._wide)
         self._lock = threading.Lock()
         self._tasks: dict[str, TaskID] = {}
         self._sizes: dict[str, int] = {}
@@ -135,16 +130,30 @@ class Bars:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._progress.stop()
+        if self._tasks:
+            self._progress.stop()
+
+    @functools.cached_property
+    def _progress(self) -> "Progress":
+        """Made for the first file: what is here already needs no rich."""
+        from rich.console import Console
+        from rich.progress import Progress
+
+        console = Console(stderr=True)
+        return Progress(*_columns(console.width), console=console, expand=console.width >= WIDE)
 
     def note(self, text: str) -> None:
-        self._progress.console.print(ui.inert(text), markup=False, highlight=False, soft_wrap=True)
+        if self._tasks:
+            self._progress.console.print(ui.inert(text), markup=False, highlight=False, soft_wrap=True)
+        else:
+            ui.talk(ui.inert(text))
 
     def started(self, name: str, size: int | None, resumed: int) -> None:
         with self._lock:
             if name not in self._tasks:
                 self._progress.start()
-                label = ui.shorten(_name(name), LABEL_WIDE if self._wide else LABEL_NARROW)
+                wide = LABEL_WIDE if self._progress.console.width >= WIDE else LABEL_NARROW
+                label = ui.shorten(_name(name), wide)
                 self._tasks[name] = self._progress.add_task(label, total=size)
             self._sizes[name], self._done[name] = size or 0, resumed
             self._progress.reset(self._tasks[name], total=size, completed=resumed)

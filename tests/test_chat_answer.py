@@ -125,7 +125,7 @@ def test_a_terminal_gets_the_answer_and_the_reasoning_dim(on_a_terminal):
 
 @pytest.mark.parametrize("variables", [{"NO_COLOR": "1"}, {"TERM": "dumb"}])
 def test_without_colour_words_tell_the_reasoning_from_the_answer(on_a_terminal, variables):
-    drawn = on_a_terminal("--think", CAPITAL, **variables).decode().lstrip()
+    drawn = on_a_terminal("--think", CAPITAL, **variables).decode()
     thought = "Thinking…\nFrance has the capital Paris.\n…done thinking.\n\n"
     assert drawn == f"{thought}{PARIS.decode()}\n"
 

@@ -2,12 +2,15 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pexpect
+import pyte
 import pytest
 from hub import GOOD, STRANGER, Hub
 
@@ -432,3 +435,54 @@ def test_settings_come_from_the_file_the_environment_and_flags(
     for broken in ("pull = [", 'pull = "sometimes"', "colour = 1", "version = 99", "jobs = 0"):
         (tmp_path / "config.toml").write_text(broken)
         assert mdl("list").returncode == 2
+
+
+def test_what_answers_cannot_be_removed_meanwhile(
+    mdl: Mdl, repository: Mapping[str, bytes], tmp_path: Path
+) -> None:
+    mdl("download", "org/demo-GGUF:Q8_0")
+    child = pexpect.spawn(
+        sys.executable,
+        ["-m", "mdl", "chat", "demo-GGUF"],
+        env={**os.environ, "MDL_HOME": str(tmp_path / "home"), "MDL_DATA_HOME": str(tmp_path / "data")},
+        timeout=20,
+    )
+    child.expect(">>>")
+    refused = mdl("rm", "-y", "demo-GGUF")
+    assert (refused.returncode, "in use" in refused.stderr) == (8, True)
+    child.sendline("/bye")
+    child.expect(pexpect.EOF)
+    child.close()
+    assert mdl("rm", "-y", "demo-GGUF").returncode == 0
+
+
+def test_a_terminal_is_given_back_on_sigterm(mdl: Mdl) -> None:
+    child = pexpect.spawn(sys.executable, ["-m", "mdl", "chat", "demo"], timeout=20)
+    child.expect(">>>")
+    assert child.getecho() is False  # prompt_toolkit draws what is typed
+    child.kill(signal.SIGTERM)
+    child.expect(pexpect.EOF)
+    echoes = child.getecho()
+    child.close()
+    assert (child.exitstatus, echoes) == (143, True)
+
+
+@pytest.mark.parametrize("columns", [40, 80])
+def test_bars_fit_the_terminal(mdl: Mdl, hub: Hub, tmp_path: Path, columns: int) -> None:
+    demo = DEMO.read_bytes()
+    files = {f"part-of-the-model-{number}/notes-about-it-{number}.md": bytes(2000) for number in range(8)}
+    hub.add("org/many", {"config.json": b"{}", "model.safetensors": b"", **files, "demo-Q8_0.gguf": demo})
+    environment = {**os.environ, "MDL_HOME": str(tmp_path / "home"), "HF_ENDPOINT": hub.url, "TERM": "xterm"}
+    command = ["-m", "mdl", "download", "org/many", "org/many:Q8_0"]
+    child = pexpect.spawn(sys.executable, command, env=environment, dimensions=(30, columns), timeout=30)
+    child.expect(pexpect.EOF)
+    child.close()
+    screen = pyte.Screen(columns, 30)
+    pyte.ByteStream(screen).feed(child.before or b"")
+    lines = [line.rstrip() for line in screen.display if line.strip()]
+    assert child.exitstatus == 0, lines
+    assert any("demo-Q8_0" in line or "Q8_0.gguf" in line for line in lines)
+    assert not any("Traceback" in line for line in lines)
+    bars = [line for line in lines if "━" in line]
+    assert bars
+    assert all(line.count("━") < columns for line in bars)

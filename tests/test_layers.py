@@ -25,6 +25,8 @@ ALLOWED = {
         "inspection",
         "reference",
         "model",
+        "complete",
+        "weights",
         "cli",
         "__init__",
     },
@@ -85,7 +87,7 @@ ALLOWED = {
 
 HOMES = {
     "typer": {"cli"},
-    "rich": {"progress", "chat"},
+    "rich": {"progress"},
     "prompt_toolkit": {"chat"},
     "huggingface_hub": {"transports/huggingface"},
     "httpx2": {"transports/huggingface"},

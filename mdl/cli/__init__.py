@@ -3,7 +3,7 @@
 import signal
 import sys
 from importlib import import_module
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -62,9 +62,15 @@ def main(
     """Get, keep and run open language models on your own machine."""
 
 
+def _terminated(number: int, _: object) -> NoReturn:
+    """End as after Ctrl-C, so that a terminal is given back and what arrived is kept."""
+    raise SystemExit(128 + number)
+
+
 def run(arguments: list[str] | None = None) -> int:
     """The exit code of a command line. What went wrong is told here, once."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    signal.signal(signal.SIGTERM, _terminated)
     json = "--json" in arguments
     try:
         app = build(arguments[0] if arguments else "")

@@ -1,6 +1,7 @@
 """Commands that run models: chat, serve."""
 
 import sys
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -14,7 +15,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from mdl.engine.request import EngineFiles, EngineSettings
-    from mdl.library import Library
+    from mdl.library import Library, Watch
+    from mdl.model import Model
+    from mdl.weights import Weights
 
 AUTO = "auto"
 UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
@@ -78,11 +81,11 @@ def chat(
         "stop": tuple(stop) if stop else None,
     }
     given = {name: value for name, value in sampling.items() if value is not None}
-    with Engine() as engine:  # starts now, while the rest is still being decided
+    with ExitStack() as leases, Engine() as engine:  # starts now, while the rest is still being decided
         asked = _with_piped(prompt)
         library = options.open_library(pull, offline)
-        engine.load(_files(library, name, adapter or []), settings)
-        from mdl import config
+        engine.load(_files(library, name, adapter or [], leases), settings)
+        from mdl import complete, config
         from mdl.chat import Options
 
         chosen = Options(name, system, given, think, stats, session, config.wants_color())
@@ -94,10 +97,10 @@ def chat(
 
         def open_model(text: str) -> Engine:
             other = Engine()
-            other.load(_files(library, text, adapter or []), settings)
+            other.load(_files(library, text, adapter or [], leases), settings)
             return other
 
-        return converse(engine, chosen, open_model)
+        return converse(engine, chosen, open_model, lambda: sorted(complete.models("")))
 
 
 def _model_and_prompt(words: list[str], option: str | None) -> tuple[str, str]:
@@ -122,18 +125,23 @@ def _with_piped(prompt: str) -> str | None:
     return text
 
 
-def _files(library: "Library", name: str, adapters: list[str]) -> "EngineFiles":
-    """What an engine loads for a model and its adapters."""
+def _files(library: "Library", name: str, adapters: list[str], leases: ExitStack) -> "EngineFiles":
+    """What an engine loads for a model and its adapters, held so that nobody removes it meanwhile."""
     from mdl.engine.request import EngineFiles
     from mdl.progress import watch
 
     with watch(ask=True) as watched:
-        weights = library.runnable(library.get(name, watched))
-        found = [_adapter(library, text) for text in adapters]
+        weights = _held(library, library.get(name, watched), leases)
+        found = [_adapter(library, text, watched, leases) for text in adapters]
     return EngineFiles(weights.first, weights.projector, tuple(found))
 
 
-def _adapter(library: "Library", text: str) -> tuple["Path", float]:
+def _held(library: "Library", model: "Model", leases: ExitStack, kind: str = "model") -> "Weights":
+    leases.enter_context(library.store.lease(model))
+    return library.runnable(model, kind)
+
+
+def _adapter(library: "Library", text: str, watched: "Watch", leases: ExitStack) -> tuple["Path", float]:
     name, sign, scale = text.rpartition("=")
     try:
         factor = float(scale) if sign else 1.0
@@ -141,7 +149,8 @@ def _adapter(library: "Library", text: str) -> tuple["Path", float]:
         raise UsageError(
             f"the scale of an adapter is a number, not {scale!r}", hint="--adapter MODEL=0.5"
         ) from None
-    return library.runnable(library.get(name if sign else text), kind="adapter").first, factor
+    model = library.get(name if sign else text, watched)
+    return _held(library, model, leases, "adapter").first, factor
 
 
 def _engine_settings(
