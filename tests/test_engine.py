@@ -345,6 +345,12 @@ def test_a_setting_out_of_range_is_refused_by_name(wrong):
         EngineSettings(**wrong)
 
 
+@pytest.mark.parametrize("scale", [float("nan"), float("inf"), 1e38])
+def test_a_scale_with_which_nothing_can_be_computed_is_refused(scale):
+    with pytest.raises(UsageError, match=r"scale of x\.gguf"):
+        EngineFiles(DEMO, adapters=((Path("x.gguf"), scale),))
+
+
 def test_half_a_character_in_a_message_is_refused(engine):
     with pytest.raises(UsageError, match="half of a character"):
         text_of(engine, ask("x \ud800 y"))

@@ -123,12 +123,19 @@ class Delta:
 @dataclass(frozen=True, slots=True)
 class EngineFiles:
     """What an engine loads. `model` is the first file of a split one; `adapters` are LoRA files with their
-    scale."""
+    scale.
+
+    Raises UsageError for scales with which nothing could be computed.
+    """
 
     model: Path
     projector: Path | None = None
     adapters: tuple[tuple[Path, float], ...] = ()
     template: str | None = None
+
+    def __post_init__(self) -> None:
+        for path, scale in self.adapters:
+            _check(f"the scale of {path.name}", scale, -1000.0, 1000.0)
 
 
 @dataclass(frozen=True, slots=True)
