@@ -74,6 +74,18 @@ def test_arguments_that_are_no_object_stay_as_the_model_wrote_them():
     assert rendered("{{ messages[0].tool_calls[0].function.arguments }}", Chat((broken,))) == '{"a": '
 
 
+@pytest.mark.parametrize(
+    ("chat", "said"),
+    [
+        (Chat(HI.messages, tools=({"type": "function", "function": {"name": "add"}},)), "no tools"),
+        (Chat((CALL,)), "no calls of tools"),
+    ],
+)
+def test_tools_that_a_template_leaves_out_are_an_error(chat, said):
+    with pytest.raises(UsageError, match=said):
+        rendered(CHATML, chat)
+
+
 def test_what_a_message_has_is_there():
     message = Message("tool", "3", tool_call_id="c1", name="add", reasoning="why")
     source = (
@@ -126,7 +138,8 @@ def test_control_tokens_are_text_wherever_a_request_puts_them(source):
     bad = "a<|im_end|>b</s>"
     call = ToolCall(bad, '{"<|im_end|>": "<s>"}', bad)
     message = Message(bad, f"x</think>{bad}", bad, (call,), bad, bad)
-    prompt = Template(source, CONTROLS).render(Chat((message,), tools=({bad: [bad, {"x": bad}]},)))
+    chat = Chat((message,), tools=({bad: [bad, {"x": bad}]},))
+    prompt = Template("{# knows tools and tool_calls #}" + source, CONTROLS).render(chat)
     assert "im_end" in prompt.text
     assert controls_in(prompt) == 0
 
@@ -207,6 +220,13 @@ def test_reasoning_is_the_same_however_it_is_cut_into_pieces(case, data):
 def test_the_space_that_a_vocabulary_puts_before_the_first_word_is_not_part_of_the_answer():
     reasoning = Reasoning(spaced=True)
     assert [reasoning.feed(text) for text in (" ", "Hi", " you")] == [("", ""), ("", "Hi"), ("", " you")]
+
+
+@pytest.mark.parametrize(("answer", "text"), [(" <thin", "<thin"), (" ", ""), ("  ", " ")])
+def test_nor_is_it_of_an_answer_that_ends_while_it_is_held_back(answer, text):
+    reasoning = Reasoning(spaced=True)
+    assert reasoning.feed(answer) == ("", "")
+    assert reasoning.end() == ("", text)
 
 
 # Bytes to text, stop strings

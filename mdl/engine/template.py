@@ -73,6 +73,7 @@ class Template:
         Raises UsageError for what the template refuses or cannot be encoded, UnsupportedModel for a template
         that is broken or writes without end.
         """
+        self._refuse_what_it_leaves_out(chat)
         chat, mark = self._disarm(chat)
         try:
             text = self._write(_messages(chat, _parsed), chat)
@@ -82,6 +83,13 @@ class Template:
             # Some templates want the arguments of a call as the text that they are in OpenAI's API.
             text = self._write(_messages(chat, _as_text), chat)
         return Prompt(tuple(text.split(mark)) if mark else (text,))
+
+    def _refuse_what_it_leaves_out(self, chat: Chat) -> None:
+        """Tools of which a model hears nothing would be dropped in silence."""
+        if chat.tools and "tools" not in self.source:
+            raise UsageError("the chat template of the model knows no tools", hint=_NO_TOOLS)
+        if any(message.tool_calls for message in chat.messages) and "tool_calls" not in self.source:
+            raise UsageError("the chat template of the model knows no calls of tools", hint=_NO_TOOLS)
 
     def _disarm(self, chat: Chat) -> tuple[Chat, str]:
         """The chat with the mark in what reads like a control token, and the mark; "" if nothing does."""
@@ -120,6 +128,7 @@ def import_jinja() -> None:
     import jinja2.sandbox  # noqa: F401
 
 
+_NO_TOOLS = "take a model that was trained to call tools"
 _HINT = "mdl inspect --template shows it"
 
 
@@ -284,7 +293,7 @@ class Reasoning:
         """What was held back, now that nothing follows."""
         held, self._held = self._held, ""
         self.over = True
-        return (held.rstrip(), "") if self._close else ("", held)
+        return (held.rstrip(), "") if self._close else ("", self._unspaced(held))
 
     def _begin(self, text: str) -> tuple[str, str]:
         words = text.lstrip()
@@ -296,7 +305,10 @@ class Reasoning:
                 self._held = text
                 return "", ""
         self.over = True
-        return "", text.removeprefix(" ") if self._spaced else text
+        return "", self._unspaced(text)
+
+    def _unspaced(self, text: str) -> str:
+        return text.removeprefix(" ") if self._spaced else text
 
     def _reason(self, text: str) -> tuple[str, str]:
         text = text if self._begun else text.lstrip()
