@@ -30,6 +30,7 @@ REDIRECTS = frozenset({301, 302, 303, 307, 308})
 PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
 _HARMLESS = frozenset({"accept", "accept-language", "user-agent"})
 _PLAIN_CODINGS = frozenset({"", "identity", "none", "binary", "aws-chunked"})
+_FIRST_TRIES = 2  # retries while nobody has answered yet: more likely a wrong address than a passing failure
 _AT_FAULT = "the server or something before it is at fault: try again later, or another source"
 _RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)")
 
@@ -42,7 +43,7 @@ class Limits:
     files: int = 4  # at once
     total: int = 32  # connections for all files together
     block: int = 8 << 20  # what one connection asks for at a time once there are several
-    chunk: int = 256 << 10  # what is read and written at a time
+    chunk: int = 1 << 20  # what is read and written at a time, at most
     enough: float = 100e6  # bytes a second of one connection that make more of them pointless
     min_speed: float = 1024  # bytes a second over `window`; a slower connection is dropped
     window: float = 30
@@ -257,12 +258,18 @@ class Client:
 
         `tell` is called with the reason and the seconds before each wait.
         """
-        for failures in range(1, self.limits.retries + 1):
+        failures = 0
+        while True:
             try:
                 return attempt()
             except Transient as trouble:
+                failures += 1
+                if failures > self._patience():
+                    raise
                 self.pause(failures, trouble, tell)
-        return attempt()
+
+    def _patience(self) -> int:
+        return self.limits.retries if self._answered else min(self.limits.retries, _FIRST_TRIES)
 
     def pause(
         self, failures: int, trouble: Transient, tell: Callable[[str, float], None] | None = None

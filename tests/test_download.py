@@ -610,7 +610,8 @@ def test_an_unknown_name_is_said_at_once(get):
 
 def test_a_refused_connection_is_said(get, server):
     server.close()
-    assert "refused" in get.fails(NetworkError).message
+    assert "refused" in get.fails(NetworkError, limits=replace(FAST, retries=9)).message
+    assert len(get.log.retries) == 2  # nobody has answered yet
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from pathlib import Path
 from mdl.download import Downloader, Expected, Limits, Remote
 from mdl.errors import MdlError
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have started us with it ignored
-limits = Limits(block=1 << 20, enough=1e12, connections=4, backoff=0.01, retries=1)
+limits = Limits(block=1 << 20, enough=1e12, connections=4, chunk=256 << 10, backoff=0.01, retries=1)
 expected = Expected(sha256=sys.argv[3] or None)
 try:
     received = Downloader(limits, proxies={}).fetch("x", Remote(sys.argv[1]), expected, Path(sys.argv[2]))
