@@ -1,5 +1,6 @@
 """How servers and their engines begin and end: loading, making room, dying, and who may start where."""
 
+import asyncio
 import http.client
 import json
 import os
@@ -10,16 +11,20 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
-from serving import CHAT, DEMO, FRANCE, STORY, Server, cache, endless, is_running, text, wait_until
+from serving import CHAT, DEMO, FRANCE, STORY, Server, cache, children, endless, is_running, text, wait_until
 
 from mdl.config import Settings
+from mdl.engine.request import EngineFiles, EngineSettings
 from mdl.errors import Busy
 from mdl.library import Library
+from mdl.model import Model
+from mdl.server.pool import Pool
 
 PARIS = "The capital of France is Paris."
 
@@ -158,6 +163,36 @@ def test_an_idle_engine_is_let_go_and_comes_back(narrow: Server) -> None:
     assert len(narrow.workers()) == 1
     wait_until(lambda: narrow.workers() == [], 5)
     assert text(narrow.chat()[1]) == PARIS
+
+
+def test_a_client_that_leaves_takes_no_load_with_it_however_soon_engines_are_let_go(tmp_path: Path) -> None:
+    model = Library(Settings(tmp_path)).resolve("demo").model
+    assert model is not None
+
+    @contextmanager
+    def slow_disk(_: Model) -> Iterator[EngineFiles]:
+        time.sleep(0.5)
+        yield EngineFiles(DEMO)
+
+    async def come_and_go() -> list[int]:
+        pool = Pool(slow_disk, EngineSettings(), idle=0.05)
+        workers = []
+        try:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(0.1), pool.borrow(model):
+                    pass
+            await asyncio.sleep(0.7)
+            async with pool.borrow(model) as engine:
+                workers.append(len(children(os.getpid())))
+                assert engine.pid
+            await asyncio.sleep(1)
+            workers.append(len(children(os.getpid())))
+        finally:
+            await pool.close()
+        return workers
+
+    before = len(children(os.getpid()))
+    assert asyncio.run(come_and_go()) == [before + 1, before]
 
 
 def test_a_client_that_leaves_while_it_waits_for_room_is_forgotten(narrow: Server) -> None:

@@ -137,9 +137,13 @@ class Pool:
             self._end(at, entry)
         else:
             self._wake()
-            if self._idle is not None:
-                loop = asyncio.get_running_loop()
-                entry.timer = loop.call_later(self._idle, self._end, at, entry)
+            self._rest(at, entry)
+
+    def _rest(self, at: Key, entry: Entry) -> None:
+        """Ends it after the time for which it may be idle. While it loads it is not, whoever has left."""
+        if self._idle is not None:
+            then = self._rest if entry.loading else self._end
+            entry.timer = asyncio.get_running_loop().call_later(self._idle, then, at, entry)
 
     def _make_room(self) -> None:
         """Sends away the least recently used, the idle ones first. What is loading stays: it came last."""
