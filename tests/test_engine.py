@@ -462,6 +462,15 @@ def test_an_end_by_signal_is_named(own, signal_name):
     assert error.value.code == 10 and error.value.hint
 
 
+def test_a_signal_from_outside_is_not_explained_by_what_has_nothing_to_do_with_it(own):
+    iterator = own.chat(endless(1))
+    next(iterator)
+    os.kill(own.pid, signal.SIGKILL)
+    with pytest.raises(EngineError) as error:
+        list(iterator)
+    assert error.value.message == "the engine was ended by SIGKILL"
+
+
 def test_a_worker_that_is_stopped_can_still_be_closed():
     with Engine() as engine:
         engine.load(EngineFiles(DEMO))

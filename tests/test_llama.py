@@ -1,5 +1,6 @@
 """The runner and the worker's loop around it, in this process: what is not seen through an engine."""
 
+import struct
 from pathlib import Path
 
 import gguf
@@ -84,6 +85,18 @@ def test_control_tokens_that_the_template_writes_are_control_tokens_and_others_a
 def test_tokens_put_together_are_the_text_again(runner):
     text = "Olá, こんにちは! Привет\n\tx = {1: 2}  "
     assert b"".join(runner.piece(token) or b"" for token in runner.tokenize([text])).decode() == text
+
+
+def test_a_prompt_begins_with_one_bos_where_a_model_wants_it_whoever_writes_it(tmp_path):
+    wants = b"tokenizer.ggml.add_bos_token" + struct.pack("<I", 7)  # a bool
+    path = tmp_path / "bos.gguf"
+    path.write_bytes(DEMO.read_bytes().replace(wants + b"\0", wants + b"\1"))
+    runner = Runner(EngineFiles(path), EngineSettings())
+    bos = runner.named["bos_token"]
+    tokens = runner.tokenize(["Hi", " you"])
+    assert tokens[0] == runner.controls[bos] and tokens.count(tokens[0]) == 1
+    assert runner.tokenize([f"{bos}Hi", " you"]) == tokens
+    assert runner.tokenize([]) == tokens[:1]
 
 
 @pytest.mark.parametrize("text", [" " * 5000, "the capital of " * 300, "<|im_start|>" * 300, "こ" * 3000])

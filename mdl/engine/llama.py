@@ -42,11 +42,12 @@ C = _low_level()
 
 MAX_CELLS = 16_384
 TINY = 50_000_000  # parameters: below this a step is too short for a second thread to pay
-_WARNING, _ERROR, _CONTINUED = 3, 4, 5  # ggml_log_level
+_ERROR, _CONTINUED = 4, 5  # ggml_log_level
 
 
 class Log:
-    """What llama.cpp says: warnings and errors go to stderr, where a death report finds them."""
+    """What llama.cpp says: errors go to stderr, where a death report finds them. A warning would be taken for
+    the cause there."""
 
     def __init__(self) -> None:
         self.errors: list[str] = []
@@ -58,10 +59,9 @@ class Log:
         self._level = level if level != _CONTINUED else self._level
         if match := re.search(rb"offloaded (\d+)/\d+ layers", text):
             self.offloaded = int(match[1])
-        if self._level >= _WARNING:
-            line = " ".join(text.decode("utf-8", "replace").split())
-            if line and self._level >= _ERROR:
-                self.errors = [*self.errors[-15:], line]
+        line = " ".join(text.decode("utf-8", "replace").split()) if self._level >= _ERROR else ""
+        if line:
+            self.errors = [*self.errors[-15:], line]
             os.write(2, line.encode("utf-8", "replace") + b"\n")
 
     def cause(self) -> str:
