@@ -426,12 +426,14 @@ def test_a_path_is_served_under_the_name_that_it_was_given(tmp_path: Path) -> No
 
 
 def test_every_route_but_one_asks_for_the_key(tmp_path: Path) -> None:
+    key = "sésame".encode().decode("latin-1")
     with Server(tmp_path / "home", api_key="sésame") as server:
         bad = [
             {},
             {"Authorization": "Bearer wrong"},
             {"Authorization": "sésame"},
             {"Authorization": "Bearer "},
+            {"Authorization": "Basic " + key},
         ]
         server.key = ""
         for path in ("/", "/readyz", "/v1/models", "/v1/models/demo", CHAT, "/nothing"):
@@ -441,8 +443,8 @@ def test_every_route_but_one_asks_for_the_key(tmp_path: Path) -> None:
                 assert (status, answer["error"]["code"]) == (401, "invalid_api_key")
                 assert got["WWW-Authenticate"] == "Bearer"
         assert server.ask("GET", "/healthz")[0] == 200
-        key = {"Authorization": "Bearer sésame".encode().decode("latin-1")}
-        assert server.ask("GET", "/v1/models", headers=key)[0] == 200
+        for scheme in ("Bearer", "bearer"):  # case does not matter: RFC 9110, 11.1
+            assert server.ask("GET", "/v1/models", headers={"Authorization": f"{scheme} {key}"})[0] == 200
         assert "sésame" not in server.log.read_text()
 
 

@@ -32,7 +32,7 @@ class Guard:
     def __init__(self, app: ASGIApp, options: ServeOptions) -> None:
         self._app = app
         self._names = {"localhost", options.host.lower(), *(name.lower() for name in options.allow_hosts)}
-        self._key = _digest(b"Bearer " + options.api_key.encode()) if options.api_key else None
+        self._key = _digest(options.api_key.encode()) if options.api_key else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -52,17 +52,11 @@ class Guard:
         if _is_foreign(scope["method"], headers, host):
             raise Refused("pages of other sites may not use this server", status=403)
         if self._key and scope["path"] not in OPEN_PATHS:
-            self._check_key(headers.get(b"authorization", b""))
+            _check_key(self._key, headers.get(b"authorization", b""))
 
     def _is_known(self, host: str) -> bool:
         name = _without_port(host)
         return name.lower().rstrip(".") in self._names or _is_address(name)
-
-    def _check_key(self, given: bytes) -> None:
-        # Digests, so that the time says nothing about the length either.
-        if self._key and not compare_digest(_digest(given), self._key):
-            how = "Authorization: Bearer KEY"
-            raise Refused("the API key is missing or wrong", how, status=401, code="invalid_api_key")
 
 
 class Journal:
@@ -108,6 +102,15 @@ def _is_foreign(method: str, headers: Headers, host: str) -> bool:
     if method == "GET" and headers.get(b"sec-fetch-mode") == b"navigate":
         return False
     return site not in (b"none", b"same-origin")
+
+
+def _check_key(expected: bytes, given: bytes) -> None:
+    scheme, _, key = given.partition(b" ")
+    # Digests, so that the time says nothing about the length either.
+    fits = compare_digest(_digest(key), expected)
+    if not fits or scheme.lower() != b"bearer":
+        how = "Authorization: Bearer KEY"
+        raise Refused("the API key is missing or wrong", how, status=401, code="invalid_api_key")
 
 
 def _without_port(host: str) -> str:
