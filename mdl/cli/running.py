@@ -225,7 +225,7 @@ def serve(
 
 
 def _seconds(text: str) -> float:
-    """90, 90s, 5m, 1h; 0 and - are never."""
+    """90, 90s, 5m, 1h; 0 is never."""
     number, factor = (text[:-1], UNITS[text[-1]]) if text[-1:] in UNITS else (text, 1.0)
     try:
         seconds = float(number) * factor
