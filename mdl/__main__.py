@@ -1,21 +1,31 @@
 """`python -m mdl` and the `mdl` script."""
 
+import contextlib
 import gc
 import os
 import sys
+from typing import NoReturn
 
 
-def main() -> None:
+def main() -> NoReturn:
     """Run the command line. What a shell asks for completion is answered without starting the rest."""
     _open_closed_streams()
     gc.set_threshold(100_000)  # starting up makes many objects and no garbage: a tenth of the time saved
     if sys.argv[1:2] == ["__complete"]:
         from mdl.complete import complete
 
-        sys.exit(complete(sys.argv[2:]))
+        _leave(complete(sys.argv[2:]))
     from mdl.cli import run
 
-    sys.exit(run())
+    _leave(run())
+
+
+def _leave(code: int) -> NoReturn:
+    """End at once. All is closed and written by now; taking the interpreter apart costs 10 ms more."""
+    with contextlib.suppress(OSError, ValueError):  # closed meanwhile
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)
 
 
 def _open_closed_streams() -> None:
