@@ -57,7 +57,9 @@ class Place:
     @property
     def environment(self) -> dict[str, str]:
         own = {"HOME": str(self.root), "MDL_HOME": str(self.cache), "HF_HOME": str(self.root / "hf")}
-        kept = {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH") if name in os.environ}
+        kept = {
+            name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH", "PYTHONPATH") if name in os.environ
+        }
         return {**kept, **own, "HF_ENDPOINT": self.endpoint, "LANG": "C.UTF-8", **self.extra}
 
     @property
