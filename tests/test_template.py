@@ -86,6 +86,24 @@ def test_tools_that_a_template_leaves_out_are_an_error(chat, said):
         rendered(CHATML, chat)
 
 
+@pytest.mark.parametrize(
+    ("source", "thinking", "said"),
+    [
+        (CHATML, True, "does not think"),
+        (CHATML, False, None),
+        (CHATML + "<think>\n", False, "always thinks"),
+        (CHATML + "<think>\n", True, None),
+    ],
+)
+def test_thinking_that_cannot_be_switched_is_an_error_unless_it_is_as_wanted(source, thinking, said):
+    chat = Chat(HI.messages, thinking=thinking)
+    if said is None:
+        assert rendered(source, chat) == rendered(source, HI)
+        return
+    with pytest.raises(UsageError, match=said):
+        rendered(source, chat)
+
+
 def test_what_a_message_has_is_there():
     message = Message("tool", "3", tool_call_id="c1", name="add", reasoning="why")
     source = (

@@ -85,11 +85,17 @@ class Template:
         return Prompt(tuple(text.split(mark)) if mark else (text,))
 
     def _refuse_what_it_leaves_out(self, chat: Chat) -> None:
-        """Tools of which a model hears nothing would be dropped in silence."""
+        """Of what a request asks for, nothing is dropped in silence."""
         if chat.tools and "tools" not in self.source:
             raise UsageError("the chat template of the model knows no tools", hint=_NO_TOOLS)
         if any(message.tool_calls for message in chat.messages) and "tool_calls" not in self.source:
             raise UsageError("the chat template of the model knows no calls of tools", hint=_NO_TOOLS)
+        reasons = any(tag in self.source for pair in REASONING_TAGS for tag in pair)
+        if chat.thinking not in (None, reasons) and "enable_thinking" not in self.source:
+            what = "always thinks" if reasons else "does not think first"
+            raise UsageError(
+                f"the model {what}: its chat template has no switch for it", hint="leave it to the model"
+            )
 
     def _disarm(self, chat: Chat) -> tuple[Chat, str]:
         """The chat with the mark in what reads like a control token, and the mark; "" if nothing does."""
