@@ -198,6 +198,12 @@ def test_a_template_refuses_a_conversation_in_its_own_words():
         rendered("{{ raise_exception('System role\nnot supported') }}")
 
 
+def test_what_a_template_refuses_with_is_no_longer_than_a_line_may_be():
+    with pytest.raises(UsageError) as error:
+        rendered("{{ raise_exception('x y\n' * 10**6) }}")
+    assert len(error.value.message) < 600 and "\n" not in error.value.message
+
+
 # Reasoning
 
 

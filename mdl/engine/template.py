@@ -173,7 +173,8 @@ def _tojson(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
 
 
 def _raise_exception(message: object) -> NoReturn:
-    raise UsageError(f"the chat template refuses this conversation: {' '.join(str(message).split())}")
+    words = " ".join(str(message)[:500].split())
+    raise UsageError(f"the chat template refuses this conversation: {words}")
 
 
 def _strftime_now(form: str) -> str:
