@@ -1,6 +1,7 @@
 """What tests share: a hub on loopback, and a library on an empty cache."""
 
 import os
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,9 @@ from hub import Hub
 
 from mdl.config import Settings
 from mdl.library import Library
+
+# A job in the background ignores Ctrl-C, and so does all that it starts: tests press it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Whoever runs the tests may be logged in somewhere; huggingface_hub reads this when it is imported.
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="mdl-tests-")
