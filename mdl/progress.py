@@ -5,7 +5,6 @@ Called from the threads of the download.
 
 import contextlib
 import functools
-import json
 import sys
 import threading
 import time
@@ -41,7 +40,7 @@ def watch(*, json: bool = False, quiet: bool = False, ask: bool = False) -> Iter
 
 
 def _event(**event: Any) -> None:
-    ui.talk(json.dumps(event, ensure_ascii=False))
+    ui.talk(ui.as_json(event))
 
 
 class _Counts:
