@@ -367,6 +367,8 @@ def test_a_cache_that_is_read_only_can_be_looked_at(place: Place) -> None:
             ran = place.run(*looking, before=inside)
             assert (ran.code, "Traceback" in ran.err) == (0, False), ran
             assert "org/other" in ran.out
+        whole = place.run("download", OTHER_NAME, before=inside)  # there is nothing to write
+        assert (whole.code, "org/other" in whole.out) == (0, True), whole
         for changing in (["download", NAME], ["rm", "-y", OTHER_NAME]):
             ran = place.run(*changing, before=inside)
             assert is_told(ran, 7), ran
