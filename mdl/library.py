@@ -101,6 +101,8 @@ class Library:
     def removable(self, text: str) -> Model:
         """The one version in the cache that a name means; raises UsageError where it may mean several."""
         model = self.here(text)
+        if model.place is not None and (copied := self.store.find(model.reference)):
+            return copied  # what was downloaded from a path has its name
         if model.place is not None:
             raise UsageError(
                 f"{model.place} is not in the cache", hint="mdl removes only what is in its cache"
@@ -190,6 +192,9 @@ class Library:
                 Step("path", "skipped", "it is not written as a path and nothing here has that name")
             )
             return None
+        if not path.exists() and self._is_copied(text):
+            steps.append(Step("path", "miss", f"{path} is not there any more"))
+            return None
         if not path.exists():
             raise NotFound(f"there is no file or folder {show(str(path), 200)}", hint="check the path")
         model = _model_at(path)
@@ -200,6 +205,10 @@ class Library:
             raise model.error()
         steps.append(Step("path", "miss", f"{path} exists but is no model: {model.what}"))
         return None
+
+    def _is_copied(self, text: str) -> bool:
+        """Whether a path that is gone was downloaded before: its copy goes by its full name, file:///…"""
+        return text.startswith("file://") and self.store.find(Reference.parse(text)) is not None
 
     def _look_in_cache(self, text: str, steps: Steps) -> Model | None:
         if text.startswith("sha256:"):

@@ -14,7 +14,7 @@ import os
 import shutil
 import stat
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -432,10 +432,10 @@ def _swap(one: Path, other: Path) -> bool:
 def _walk(folder: Path, depth: int) -> Iterator[tuple[Path, str]]:
     """Folders that hold a version, each with the file that tells so."""
     entries = _entries(folder)
-    mark = _mark(entry.name for entry in entries) if depth < DEEPEST else ""  # the tree itself is no model
+    mark = _mark(entries) if depth < DEEPEST else ""  # the tree itself is no model
     inner = [entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir()]
     if not mark and not inner:  # perhaps what was replaced by a new version while we looked
-        mark = _mark(entry.name for entry in _entries(folder))
+        mark = _mark(_entries(folder))
     if mark:
         yield folder, mark
     if depth and mark != METADATA_NAME:
@@ -450,19 +450,20 @@ def _entries(folder: Path) -> "list[os.DirEntry[str]]":
         return []
 
 
-def _mark(names: Iterator[str]) -> str:
+def _mark(entries: "Iterable[os.DirEntry[str]]") -> str:
+    """The file that makes a folder a version. A folder may be called like one: …/model.gguf/latest."""
     weights = ""
-    for name in names:
-        if name == METADATA_NAME:
-            return name
-        if name.endswith(WEIGHTS_SUFFIXES) and not weights:
-            weights = name
+    for entry in entries:
+        if entry.name == METADATA_NAME:
+            return entry.name
+        if not weights and entry.name.endswith(WEIGHTS_SUFFIXES) and not entry.is_dir():
+            weights = entry.name
     return weights
 
 
 def _is_version(folder: Path) -> bool:
     try:
-        return bool(_mark(entry.name for entry in os.scandir(folder)))
+        return bool(_mark(os.scandir(folder)))
     except OSError:
         return False
 

@@ -294,7 +294,7 @@ def test_inspect_shows_each_part_alone(mdl: Mdl) -> None:
         (["download", "org/demo-GGUF:Q2_K"], 3, "Q2_K"),
         (["download", "org/demo-GGUF@nope"], 3, "nope"),
         (["download", "org/gated"], 4, "gated"),
-        (["download", "quay.io/a/b:c"], 9, "cannot fetch"),
+        (["download", "quay.io/a/b:c"], 9, "no way yet"),
         (["chat", "./page.html", "hi"], 9, "HTML page"),
         (["inspect", "./cut.gguf"], 9, "truncated"),
     ],
@@ -486,3 +486,18 @@ def test_bars_fit_the_terminal(mdl: Mdl, hub: Hub, tmp_path: Path, columns: int)
     bars = [line for line in lines if "━" in line]
     assert bars
     assert all(line.count("━") < columns for line in bars)
+
+
+def test_a_downloaded_path_outlives_its_original(mdl: Mdl, tmp_path: Path) -> None:
+    original = tmp_path / "mine.gguf"
+    original.write_bytes(DEMO.read_bytes())
+    folder = mdl("download", "./mine.gguf").stdout.strip()
+    [name] = [model["reference"] for model in documents(mdl("list", "--json"))["models"]]
+    assert name == f"file://{original}"
+    original.unlink()
+    assert mdl("resolve", name).stdout.endswith(f"=> {folder}\n")
+    assert mdl("chat", name, "What is 2 plus 2?", "--temperature", "0").stdout == "2 plus 2 is 4.\n"
+    original.write_bytes(DEMO.read_bytes())
+    assert mdl("rm", "-y", "./mine.gguf").returncode == 0
+    assert original.exists()
+    assert not Path(folder).exists()

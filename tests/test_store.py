@@ -401,3 +401,9 @@ def test_leftovers_of_killed_processes_are_swept_when_old(store: Store) -> None:
         os.utime(path, (0, 0))
     store.sweep()
     assert sorted(path.name for path in store.incoming.iterdir()) == sorted(useful)
+
+
+def test_a_folder_that_is_called_like_weights_is_one_model_and_not_two(store: Store) -> None:
+    addressed = add(store, "https://x.org/models/m.gguf")
+    assert store.models() == [addressed]
+    assert store.versions(addressed.reference) == [addressed]

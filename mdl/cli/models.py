@@ -27,7 +27,9 @@ def download(
     ] = None,
     dry_run: DryRun = False,
     force: Annotated[bool, typer.Option("--force", help="Fetch again what is here already.")] = False,
-    jobs: Annotated[int | None, typer.Option(min=1, max=64, help="Files to fetch at once.")] = None,
+    jobs: Annotated[
+        int | None, typer.Option(metavar="N", min=1, max=64, help="Files to fetch at once.")
+    ] = None,
     json: Json = False,
     quiet: Quiet = False,
     offline: Offline = False,

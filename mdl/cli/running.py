@@ -45,11 +45,17 @@ def chat(
     ] = None,
     model: ModelOption = None,
     system: Annotated[str | None, typer.Option(metavar="TEXT", help="Instructions for the model.")] = None,
-    temperature: Annotated[float | None, typer.Option(help="0 takes the likeliest word each time.")] = None,
-    top_p: Annotated[float | None, typer.Option(help="Choose among the likeliest, up to this sum.")] = None,
-    top_k: Annotated[int | None, typer.Option(help="Choose among this many.")] = None,
-    seed: Annotated[int | None, typer.Option(help="The same seed gives the same answer.")] = None,
-    max_tokens: Annotated[int | None, typer.Option(help="The longest answer.")] = None,
+    temperature: Annotated[
+        float | None, typer.Option(metavar="N", help="0 takes the likeliest word each time.")
+    ] = None,
+    top_p: Annotated[
+        float | None, typer.Option(metavar="N", help="Choose among the likeliest, up to this sum.")
+    ] = None,
+    top_k: Annotated[int | None, typer.Option(metavar="N", help="Choose among this many.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(metavar="N", help="The same seed gives the same answer.")
+    ] = None,
+    max_tokens: Annotated[int | None, typer.Option(metavar="N", help="The longest answer.")] = None,
     stop: Annotated[
         list[str] | None, typer.Option(metavar="TEXT", help="End the answer before TEXT; may be repeated.")
     ] = None,
@@ -170,17 +176,21 @@ def serve(
         list[str] | None,
         typer.Option("--model", "-m", metavar="MODEL", help="Serve only this; may be repeated."),
     ] = None,
-    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes any that is free.")] = 3000,
+    host: Annotated[str, typer.Option(metavar="ADDRESS", help="The address to listen on.")] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(metavar="N", min=0, max=65535, help="0 takes any that is free.")
+    ] = 3000,
     api_key: Annotated[
         str | None, typer.Option(metavar="KEY", help="What clients must send; better set as MDL_API_KEY.")
     ] = None,
-    parallel: Annotated[int, typer.Option(min=1, max=64, help="Requests of a model answered at once.")] = 4,
+    parallel: Annotated[
+        int, typer.Option(metavar="N", min=1, max=64, help="Requests of a model answered at once.")
+    ] = 4,
     context: ContextSize = None,
     gpu_layers: GpuLayers = AUTO,
     threads: Threads = None,
     idle: Annotated[str, typer.Option(metavar="TIME", help="Unload a model after this; 0 is never.")] = "5m",
-    max_models: Annotated[int, typer.Option(min=1, max=64, help="Models loaded at once.")] = 3,
+    max_models: Annotated[int, typer.Option(metavar="N", min=1, max=64, help="Models loaded at once.")] = 3,
     allow_host: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="Another name that clients use for this server.")
     ] = None,

@@ -37,7 +37,7 @@ def load(reference: Reference, settings: "Settings") -> Transport:
     """The transport of a reference; raises UnsupportedModel where there is none."""
     if reference.scheme not in TRANSPORTS:
         raise UnsupportedModel(
-            f"mdl cannot fetch from {reference.host or reference} yet",
+            f"there is no way yet to fetch from {reference.host or reference}",
             hint="Hugging Face, https addresses of GGUF files, and files on disk can be fetched",
         )
     module, _, name = TRANSPORTS[reference.scheme].partition(":")
