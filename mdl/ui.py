@@ -15,6 +15,7 @@ from typing import Any, TextIO
 
 from mdl.errors import DiskError, MdlError
 
+NARROWEST = 12  # columns of a name that still tells something
 UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 AGES = (
     ("year", 31557600),
@@ -149,18 +150,25 @@ def ago(moment: datetime, now: datetime | None = None) -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> None:
-    """Columns without borders. Where a terminal is too narrow, and only there, the first one is shortened."""
+    """Columns without borders. Where a terminal is too narrow, and only there, they are made to fit."""
     lines = [list(head), *([inert(cell, one_line=True) for cell in row] for row in rows)]
     widths = [max(width(line[column]) for line in lines) for column in range(len(head))]
     if sys.stdout.isatty():
-        rest = sum(widths[1:]) + 2 * (len(widths) - 1)
-        widths[0] = max(min(widths[0], columns() - rest), 12)
+        widths = fitted(widths, columns())
     for line in lines:
         cells = [
             _pad(shorten(cell, wide), wide, column in right)
-            for column, (cell, wide) in enumerate(zip(line, widths, strict=True))
+            for column, (cell, wide) in enumerate(zip(line, widths, strict=False))
         ]
         out("  ".join(cells).rstrip())
+
+
+def fitted(widths: list[int], available: int) -> list[int]:
+    """Widths of columns that fit: the last ones go where there is no room, then the first becomes shorter."""
+    while len(widths) > 2 and NARROWEST + sum(widths[1:]) + 2 * (len(widths) - 1) > available:
+        widths = widths[:-1]
+    rest = sum(widths[1:]) + 2 * (len(widths) - 1)
+    return [max(min(widths[0], available - rest), NARROWEST), *widths[1:]]
 
 
 def columns() -> int:

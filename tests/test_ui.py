@@ -98,3 +98,11 @@ def test_what_is_wide_is_measured_in_columns() -> None:
     assert ui.width("通义") == 4
     assert ui.shorten("huggingface.co/org/name", 10) == "…/org/name"
     assert ui.width(ui.shorten("通义千问", 5)) <= 5
+
+
+@pytest.mark.parametrize(
+    ("available", "widths"),
+    [(100, [30, 8, 6, 10]), (55, [25, 8, 6, 10]), (42, [12, 8, 6, 10]), (41, [23, 8, 6]), (20, [12, 8])],
+)
+def test_a_table_is_made_to_fit_a_terminal(available: int, widths: list[int]) -> None:
+    assert ui.fitted([30, 8, 6, 10], available) == widths
