@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -456,13 +457,16 @@ def test_what_answers_cannot_be_removed_meanwhile(
     assert mdl("rm", "-y", "demo-GGUF").returncode == 0
 
 
-def test_a_terminal_is_given_back_on_sigterm(mdl: Mdl) -> None:
+@pytest.mark.parametrize("delay", [0, 0, 0, 0.001, 0.01, 0.1])  # while it draws, reads or waits
+def test_a_terminal_is_given_back_on_sigterm(mdl: Mdl, delay: float) -> None:
     child = pexpect.spawn(sys.executable, ["-m", "mdl", "chat", "demo"], timeout=20)
     child.expect(">>>")
     assert child.getecho() is False  # prompt_toolkit draws what is typed
+    time.sleep(delay)
     child.kill(signal.SIGTERM)
     child.expect(pexpect.EOF)
     echoes = child.getecho()
+    assert b"Exception" not in (child.before or b"")
     child.close()
     assert (child.exitstatus, echoes) == (143, True)
 

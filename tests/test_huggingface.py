@@ -238,6 +238,22 @@ def test_a_link_to_another_host_is_not_followed(
     assert not hub.requests(port="cdn")
 
 
+def test_a_hub_that_was_asked_before_gets_nothing_of_the_next_ones(
+    hub: Hub, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = replace(settings, hf_endpoint=hub.cdn_url)
+    assert isinstance(failure(elsewhere, NAME), AuthError)
+    seen = len(hub.requests(port="cdn"))
+    assert seen
+    monkeypatch.setenv("HF_TOKEN", GOOD)
+    hub.add(NAME, FILES)
+    entry = {"type": "file", "path": "a", "size": 1, "oid": "0" * 40}
+    link = {"Link": f'<{hub.cdn_url}/api/models/x/tree?cursor=1>; rel="next"'}
+    hub.answer("/tree/", Answer(200, json.dumps([entry]).encode(), link))
+    assert isinstance(failure(settings, NAME), NetworkError)
+    assert len(hub.requests(port="cdn")) == seen
+
+
 def test_a_redirect_to_another_host_does_not_take_the_token_along(
     hub: Hub, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,10 +2,12 @@
 commands."""
 
 import os
+import signal
 import threading
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 
 from prompt_toolkit import PromptSession
 from prompt_toolkit.application import get_app
@@ -57,27 +59,51 @@ class Prompt:
     def read(self, watch: Callable[[], object] | None = None) -> str:
         """A text. Raises EOFError for Ctrl-D, KeyboardInterrupt for Ctrl-C on an empty line, and what
         `watch`, which runs meanwhile, raises of ours."""
-        if watch is not None:
-            return self._session.prompt(pre_run=lambda: self._run_beside(watch))
-        return self._session.prompt()
+        with self._ended_by_signal():
+            if watch is not None:
+                return self._session.prompt(pre_run=lambda: self._run_beside(watch))
+            return self._session.prompt()
 
     def _run_beside(self, watch: Callable[[], object]) -> None:
-        app = get_app()
-        loop = app.loop
-
-        def leave(error: MdlError) -> None:
-            if app.is_running:
-                app.exit(exception=error)
-
         def run() -> None:
             try:
                 watch()
             except MdlError as error:
-                if loop is not None:
-                    with suppress(RuntimeError):  # the loop is over
-                        loop.call_soon_threadsafe(leave, error)
+                self._leave(error)
 
         threading.Thread(target=run, daemon=True).start()
+
+    @contextmanager
+    def _ended_by_signal(self) -> Iterator[None]:
+        """SIGTERM ends a prompt as a key does. What it raises amid the loop would be taken for a failure of
+        some callback there, shown, and the terminal left as it was drawn."""
+        before = signal.getsignal(signal.SIGTERM)
+
+        def end(number: int, frame: FrameType | None) -> None:
+            if not self._leave(SystemExit(128 + number)) and callable(before):
+                before(number, frame)
+
+        signal.signal(signal.SIGTERM, end)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+    def _leave(self, error: BaseException) -> bool:
+        """End the prompt with this error, from any thread; False where none is running."""
+        app = self._session.app
+        loop = app.loop
+
+        def leave() -> None:
+            if app.future is not None and not app.future.done():
+                app.exit(exception=error)
+
+        if loop is None or not app.is_running:
+            return False
+        with suppress(RuntimeError):  # the loop is over
+            loop.call_soon_threadsafe(leave)
+            return True
+        return False
 
 
 def can_prompt() -> bool:

@@ -44,6 +44,7 @@ _LIMITS = Limits(retries=3, backoff=0.5, longest_wait=30)
 
 MOST_SHOWN = 12  # names in a hint
 SHORTEST_COMMIT = 7
+_HUB = "X-Mdl-Hub"  # tells the wire whose request it is, and goes no further
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _UNDERSTOOD = ("content-type", "link", "x-error-code", "x-error-message")
 _STUMBLES = (ValueError, TypeError, LookupError, AttributeError, RecursionError, httpx2.InvalidURL)
@@ -68,9 +69,9 @@ class HuggingFace:
 
     def __init__(self, settings: "Settings") -> None:
         self._endpoint = settings.hf_endpoint
-        _WIRE.origins.add(_origin(self._endpoint))
+        _origin(self._endpoint)
         self._token = _token()
-        self._api = HfApi(endpoint=self._endpoint, token=self._token or False)
+        self._api = HfApi(self._endpoint, self._token or False, headers={_HUB: self._endpoint})
 
     def manifest(self, reference: Reference) -> Manifest:
         """What a repository has under this reference, at one commit for all files.
@@ -280,17 +281,16 @@ def _token() -> str | None:
 
 
 class _Wire(httpx2.BaseTransport):
-    """Carries the requests of huggingface_hub. `origins` are the hubs; nobody else is asked, whatever a
-    redirect or a link to the next page says, since every request may bring the token."""
+    """Carries the requests of huggingface_hub. Each names its hub; nobody else is asked, whatever a redirect
+    or a link to the next page says, since every request may bring the token."""
 
     def __init__(self) -> None:
-        self.origins: set[tuple[str, str, int]] = set()
         self._client = Client(_LIMITS)
         self._plain = httpx2.HTTPTransport()
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
         url = str(request.url)
-        if origin_of(url) not in self.origins:
+        if origin_of(url) != origin_of(request.headers.get(_HUB, constants.ENDPOINT)):
             raise NetworkError(f"the hub sends on to {shown(url)}, which is none", hint="check HF_ENDPOINT")
         if request.method != "GET":  # an expiring login is renewed by POST
             return self._plain.handle_request(request)
