@@ -1,6 +1,7 @@
 """What the user has chosen: defaults < config.toml < MDL_* < flags. Nothing else reads the environment."""
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from mdl.errors import DiskError, UsageError
 
 CONFIG_VERSION = 1
 Pull = Literal["ask", "missing", "never", "always", "newer"]
+_POWERS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
 _TRUE, _FALSE = {"1", "true", "yes", "on"}, {"", "0", "false", "no", "off"}
 
 
@@ -24,6 +26,10 @@ class Settings:
     offline: bool = False
     jobs: int = 4  # files at once
     connections: int = 16  # of one download
+    limit_rate: int = 0  # bytes a second of all downloads of a process together; 0: as fast as it goes
+    hosts: tuple[str, ...] = ()  # where a short name is looked for first, and where else it may come from
+    insecure: tuple[str, ...] = ()  # registries that may be asked by http, or with any certificate
+    ca: str = ""  # a file of certificate authorities to trust besides the system's
     hf_endpoint: str = "https://huggingface.co"
     api_key: str = ""  # what mdl serve asks for
 
@@ -118,6 +124,12 @@ def _parse(name: str, value: Any, where: str) -> Any:
         return value if isinstance(value, bool) else _flag(str(value), where)
     if name in ("jobs", "connections"):
         return _count(value, where)
+    if name == "limit_rate":
+        return _rate(value, where)
+    if name in ("hosts", "insecure"):
+        return _hosts(value, where)
+    if name == "ca":
+        return str(Path(str(value)).expanduser()) if value else ""
     if name in ("hf_endpoint", "api_key"):
         return str(value).rstrip("/")
     if name == "home":
@@ -129,6 +141,34 @@ def _flag(text: str, where: str) -> bool:
     if text.lower() in _TRUE | _FALSE:
         return text.lower() in _TRUE
     raise UsageError(f"{where} cannot be {text!r}", hint="write 1 or 0")
+
+
+def _rate(value: Any, where: str) -> int:
+    """Bytes a second as people write them, 500k or 20M, in powers of 1000."""
+    match = re.fullmatch(r"(?i)(\d{1,12}(?:\.\d{1,6})?)([kmg]?)b?(?:/s)?", str(value).strip())
+    rate = int(float(match[1]) * _POWERS[match[2].lower()]) if match else -1
+    if rate < 0 or (rate == 0 and match and float(match[1])):
+        raise UsageError(
+            f"{where} cannot be {value!r}", hint="bytes a second, such as 500k or 20M; 0 is no limit"
+        )
+    return rate
+
+
+def _hosts(value: Any, where: str) -> tuple[str, ...]:
+    """Host names in the spelling that references have: from a list, or separated by commas."""
+    given = value.split(",") if isinstance(value, str) else value
+    if not isinstance(given, list | tuple) or not all(isinstance(host, str) for host in given):
+        raise UsageError(f"{where} cannot be {value!r}", hint="a list of host names")
+    return tuple(dict.fromkeys(_host(host.strip(), where) for host in given if host.strip()))
+
+
+def _host(text: str, where: str) -> str:
+    from mdl.reference import HOST_ALIASES, is_host
+
+    host = HOST_ALIASES.get(text.lower(), text.lower())
+    if not is_host(host):
+        raise UsageError(f"{where}: {text!r} is not a host name", hint="such as quay.io or localhost:5000")
+    return host
 
 
 def _count(value: Any, where: str) -> int:

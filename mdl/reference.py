@@ -72,7 +72,7 @@ class Reference:
     def __post_init__(self) -> None:
         for part in (self.host, self.path, self.version or "", self.pin or ""):
             _refuse_invisible(part)
-        if not re.fullmatch(_HOST, self.host) and (self.host or self.scheme not in ("short", "file")):
+        if not is_host(self.host) and (self.host or self.scheme not in ("short", "file")):
             raise UsageError(f"{show(self.host)} is not a host name", hint=_HINT)
         _check_segments(self.path.removeprefix("/").split("/"), is_file=self.scheme == "file")
         for ending in (self.version, self.pin):
@@ -178,6 +178,11 @@ def show(text: str, length: int = 60) -> str:
         c if unicodedata.category(c) not in _INVISIBLE else f"\\u{ord(c):04x}" for c in text[:length]
     )
     return f"'{inert}…'" if len(text) > length else f"'{inert}'"
+
+
+def is_host(text: str) -> bool:
+    """Whether this is the name of a host, with or without a port, in canonical spelling."""
+    return re.fullmatch(_HOST, text) is not None
 
 
 def canonical_version(version: str) -> str:

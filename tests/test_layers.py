@@ -73,7 +73,7 @@ ALLOWED = {
     "remote": {"__init__"},
     "model": {"reference"},
     "reference": {"filename"},
-    "config": set(),
+    "config": {"reference"},
     "profiles": set(),
     "weights": {"gguf", "safetensors", "header", "filename", "refusal"},
     "gguf": {"header"},
