@@ -5,7 +5,7 @@
 _mdl_about() {
     case $1 in
         '')
-            arguments='download,list,inspect,resolve,rm,chat,serve,completion'
+            arguments='download,list,inspect,resolve,rm,alias,chat,serve,completion'
             options='
                 --version
                 --help -h
@@ -67,6 +67,14 @@ _mdl_about() {
                 --model=MODEL -m=MODEL
                 --yes -y
                 --dry-run
+                --json
+                --help -h
+            '
+            ;;
+        alias)
+            arguments='list,set,rm'
+            options='
+                --model=MODEL -m=MODEL
                 --json
                 --help -h
             '

@@ -31,8 +31,9 @@ def complete(words: list[str]) -> int:
 
 
 def models(prefix: str) -> set[str]:
-    """The names of models, of the cache and of the catalog, that start with a prefix."""
-    names = spellings(_cached(), slashes="/" in prefix) | set(_catalog())
+    """The names of models, of the user, the cache and the catalog, that start with a prefix."""
+    cached, aliases = _known()
+    names = spellings(cached, slashes="/" in prefix) | aliases | set(_catalog())
     return {name for name in names if name.startswith(prefix) and is_inert(name)}
 
 
@@ -71,16 +72,17 @@ def _model(reference: Reference) -> str:
     return f"{reference.host}/{reference.path}" if reference.host else reference.path
 
 
-def _cached() -> list[Reference]:
+def _known() -> tuple[list[Reference], set[str]]:
+    """What is in the cache, and the user's own names."""
     from mdl import config
     from mdl.errors import MdlError
     from mdl.store import Store
 
     try:
-        home = config.load().home
+        settings = config.load()
     except MdlError:  # a broken config.toml is told by every other command
-        return []
-    return [reference for reference, _ in Store(home, _unread).names()]
+        return [], set()
+    return [reference for reference, _ in Store(settings.home, _unread).names()], set(settings.aliases)
 
 
 def _unread(folder: Path) -> NoReturn:

@@ -2,8 +2,10 @@
 
 import os
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -32,6 +34,7 @@ class Settings:
     ca: str = ""  # a file of certificate authorities to trust besides the system's
     hf_endpoint: str = "https://huggingface.co"
     api_key: str = ""  # what mdl serve asks for
+    aliases: Mapping[str, str] = field(default_factory=dict)  # the user's own names of models
 
 
 def load(environment: Mapping[str, str] | None = None) -> Settings:
@@ -73,6 +76,45 @@ def with_flags(settings: Settings, **flags: Any) -> Settings:
     return replace(settings, **{name: _parse(name, value, f"--{name}") for name, value in given.items()})
 
 
+def save_alias(name: str, model: str | None) -> None:
+    """Give a model a name of the user's in config.toml, or with None take that name away. All else in the
+    file stays as it was written. Raises UsageError where the file is broken, DiskError."""
+    import tomlkit
+
+    path = config_path()
+    with _rewriting(path) as text:
+        document = tomlkit.parse(_read(path) or f"version = {CONFIG_VERSION}\n")
+        names = document.setdefault("aliases", tomlkit.table())
+        if model is None:
+            names.pop(name, None)
+        else:
+            names[name] = model
+        text.append(tomlkit.dumps(document))
+
+
+@contextmanager
+def _rewriting(path: Path) -> Iterator[list[str]]:
+    """The text that is put into the list takes the file's place, in one step; one process at a time."""
+    import portalocker
+
+    _from_file(path)  # what is broken is told, not overwritten
+    text: list[str] = []
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with portalocker.Lock(path.with_name(f"{path.name}.lock"), "a", timeout=10):
+            yield text
+            beside = path.with_name(f"{path.name}.{os.getpid()}")
+            with beside.open("w", encoding="utf-8") as file:
+                file.write("".join(text))
+                file.flush()
+                os.fsync(file.fileno())
+            if path.exists():
+                beside.chmod(stat.S_IMODE(path.stat().st_mode))
+            beside.replace(path.resolve())
+    except (OSError, portalocker.LockException) as error:
+        raise DiskError(f"{path} cannot be written: {error}", hint="check its permissions") from None
+
+
 def _names() -> list[str]:
     return [field.name for field in fields(Settings) if field.name != "home"]
 
@@ -92,14 +134,9 @@ def _folder(environment: Mapping[str, str], variable: str, kind: str) -> Path:
 
 
 def _from_file(path: Path) -> dict[str, Any]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
+    text = _read(path)
+    if not text:
         return {}
-    except (OSError, UnicodeDecodeError) as error:
-        raise DiskError(
-            f"{path} cannot be read: {error}", hint="check its permissions and encoding"
-        ) from None
     import tomllib
 
     try:
@@ -114,6 +151,17 @@ def _from_file(path: Path) -> dict[str, Any]:
     return {name: _parse(name, value, f"{name} in {path}") for name, value in document.items()}
 
 
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise DiskError(
+            f"{path} cannot be read: {error}", hint="check its permissions and encoding"
+        ) from None
+
+
 def _parse(name: str, value: Any, where: str) -> Any:
     """A value of a setting from text or TOML, checked."""
     if name == "pull":
@@ -124,6 +172,8 @@ def _parse(name: str, value: Any, where: str) -> Any:
         return value if isinstance(value, bool) else _flag(str(value), where)
     if name in ("jobs", "connections"):
         return _count(value, where)
+    if name == "aliases":
+        return _aliases(value, where)
     if name == "limit_rate":
         return _rate(value, where)
     if name in ("hosts", "insecure"):
@@ -160,6 +210,14 @@ def _hosts(value: Any, where: str) -> tuple[str, ...]:
     if not isinstance(given, list | tuple) or not all(isinstance(host, str) for host in given):
         raise UsageError(f"{where} cannot be {value!r}", hint="a list of host names")
     return tuple(dict.fromkeys(_host(host.strip(), where) for host in given if host.strip()))
+
+
+def _aliases(value: Any, where: str) -> dict[str, str]:
+    if not isinstance(value, Mapping) or not all(
+        isinstance(model, str) and model for model in value.values()
+    ):
+        raise UsageError(f"{where} cannot be {value!r}", hint="a table: name = 'host/org/model:version'")
+    return dict(value)
 
 
 def _host(text: str, where: str) -> str:

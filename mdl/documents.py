@@ -63,7 +63,9 @@ def resolution(resolution: "Resolution") -> dict[str, Any]:
     """How a string was decided."""
     return {
         "text": resolution.text,
+        "name": resolution.name,
         "reference": str(resolution.reference) if resolution.reference else None,
+        "others": [str(other) for other in resolution.others],
         "here": resolution.model is not None,
         "steps": [step._asdict() for step in resolution.steps],
         "model": model(resolution.model) if resolution.model else None,

@@ -1,14 +1,15 @@
 """From a string to a model: resolve, get, download, list, remove. Knows no terminal and no HTTP."""
 
+import contextlib
 import fnmatch
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from mdl.config import Settings
-from mdl.errors import AuthError, NetworkError, NotFound, UnsupportedModel, UsageError
+from mdl.errors import AuthError, MdlError, NetworkError, NotFound, UnsupportedModel, UsageError
 from mdl.model import METADATA_NAME, File, Manifest, Model, Summary
 from mdl.reference import LONGEST, Reference, show
 from mdl.store import Store
@@ -32,16 +33,23 @@ class Step(NamedTuple):
 
 
 Steps = list[Step]
+References = list[Reference]
 Models = list[Model]
 
 
 class Resolution(NamedTuple):
-    """How a string was decided. `model` is what is on this machine; else `reference` tells what to fetch."""
+    """How a string was decided. `model` is what is on this machine; else `reference` tells what to fetch.
+
+    `name` is what was looked for: the text, or what it is an alias of. `others` are the places where a short
+    name is looked for when the first one does not have it.
+    """
 
     text: str
+    name: str
     steps: tuple[Step, ...]
     reference: Reference | None = None
     model: Model | None = None
+    others: tuple[Reference, ...] = ()
 
 
 class Watch(NamedTuple):
@@ -52,29 +60,52 @@ class Watch(NamedTuple):
     confirm: Callable[[str], bool] | None = None  # None: nobody is there to answer
 
 
-class Library:
-    """The models of this machine and those that it can reach, by name."""
+Choose = Callable[[str, Sequence[str]], int | None]  # a question and its answers; which one, or None
 
-    def __init__(self, settings: Settings) -> None:
+
+class Library:
+    """The models of this machine and those that it can reach, by name.
+
+    `choose` asks a person which of several models a short name means; None where nobody is there.
+    """
+
+    def __init__(self, settings: Settings, choose: Choose | None = None) -> None:
         self.settings = settings
+        self._choose = choose
         self.store = Store(settings.home, describe)
 
     # By name
 
     def resolve(self, text: str) -> Resolution:
-        """Decide what a string names: a path, the cache, what ships with mdl, a remote source, in this order.
+        """Decide what a string names: a path, an alias, the cache, what ships with mdl, a remote source, in
+        this order.
 
-        Never touches the network. Raises UsageError for what cannot be a name, UnsupportedModel for a path
-        that is written as one and is no model, NotFound for a path that is not there.
+        Never touches the network. Raises UsageError for what cannot be a name and for what may be several
+        models, UnsupportedModel for a path that is written as one and is no model, NotFound for a path that
+        is not there.
         """
+        return self._decide(text, [])
+
+    def explain(self, text: str) -> tuple[Resolution, MdlError | None]:
+        """The same, with the steps that were taken even where `resolve` raises, and what it raises."""
         steps: Steps = []
-        for look in (self._look_at_path, self._look_in_cache, self._look_in_catalog, self._look_remotely):
-            found = look(text, steps)
-            if found is not None:
-                reference = found.reference if isinstance(found, Model) else found
-                model = found if isinstance(found, Model) else None
-                return Resolution(text, tuple(steps), reference, model)
-        return Resolution(text, tuple(steps))
+        try:
+            return self._decide(text, steps), None
+        except MdlError as failure:
+            steps.append(Step("end", "error", failure.message))
+            return Resolution(text, text, tuple(steps)), failure
+
+    def _decide(self, text: str, steps: Steps) -> Resolution:
+        model = self._look_at_path(text, steps)
+        name = text
+        if model is None and (meant := self._look_among_aliases(text, steps)):
+            name = meant
+            model = self._look_at_path(name, steps)
+        model = model or self._look_in_cache(name, steps) or self._look_in_catalog(name, steps)
+        if model is not None:
+            return Resolution(text, name, tuple(steps), model.reference, model)
+        places = self._look_remotely(name, steps)
+        return Resolution(text, name, tuple(steps), places[0] if places else None, others=tuple(places[1:]))
 
     def get(self, text: str, watch: Watch = Watch()) -> Model:
         """The model of this name, fetched first if it has to be and may be (`settings.pull`, `offline`)."""
@@ -91,16 +122,12 @@ class Library:
 
     def here(self, text: str) -> Model:
         """The model of this name on this machine, whatever it takes to find it; raises NotFound."""
-        resolution = self.resolve(text)
-        if resolution.model is None:
-            name = resolution.reference or show(text)
-            hint = f"mdl download {name}" if resolution.reference else "mdl list shows what is here"
-            raise NotFound(f"{name} is not on this machine", hint=hint)
-        return resolution.model
+        return _present(self.resolve(text))
 
     def removable(self, text: str) -> Model:
         """The one version in the cache that a name means; raises UsageError where it may mean several."""
-        model = self.here(text)
+        resolution = self.resolve(text)
+        model = _present(resolution)
         if model.place is not None and (copied := self.store.find(model.reference)):
             return copied  # what was downloaded from a path has its name
         if model.place is not None:
@@ -108,7 +135,7 @@ class Library:
                 f"{model.place} is not in the cache", hint="mdl removes only what is in its cache"
             )
         versions = self.store.versions(model.reference)
-        if len(versions) > 1 and not _names_version(text, model):
+        if len(versions) > 1 and not _names_version(resolution.name, model):
             names = ", ".join(str(version.reference) for version in versions)
             raise UsageError(
                 f"{show(text)} has {len(versions)} versions: {names}", hint="write which of them"
@@ -128,12 +155,11 @@ class Library:
         resolution = self.resolve(text)
         if resolution.model is not None and not _has_source(resolution.model):
             return self._export(resolution.model, destination)
-        reference = self._source_reference(text, resolution)
-        if self._is_out_of_reach(reference) and resolution.model is not None and destination is None:
-            watch.note(f"offline: {reference} is used as it is")
-            return resolution.model
-        fetcher = self._fetcher(reference, watch)
-        manifest = _included(fetcher.transport.manifest(reference), include)
+        model = resolution.model
+        if model is not None and self._is_out_of_reach(model.reference) and destination is None:
+            watch.note(f"offline: {resolution.reference} is used as it is")
+            return model
+        fetcher, manifest = self._offered(resolution, watch, include)
         if manifest.note:
             watch.note(manifest.note)
         if destination is not None:
@@ -148,9 +174,8 @@ class Library:
         if resolution.model is not None and not _has_source(resolution.model):
             model = resolution.model
             return Plan(Manifest(model.reference, model.files), frozenset(file.name for file in model.files))
-        reference = self._source_reference(text, resolution)
-        fetcher = self._fetcher(reference, Watch())
-        return fetcher.plan(_included(fetcher.transport.manifest(reference), include))
+        fetcher, manifest = self._offered(resolution, Watch(), include)
+        return fetcher.plan(manifest)
 
     def list(self) -> Models:
         return self.store.models()
@@ -214,9 +239,9 @@ class Library:
         if text.startswith("sha256:"):
             return self._look_for_digest(text.removeprefix("sha256:"), steps)
         reference = Reference.parse(text)
-        found = self._cached(reference, text)
+        found = self._cached(reference, text, steps)
         if found is not None:
-            steps.append(Step("cache", "found", str(found.folder)))
+            steps.append(Step("cache", "found", f"{found.folder}{self._among(found, text)}"))
             return found
         steps.append(Step("cache", "miss", f"no {reference} in {self.store.tree}"))
         return None
@@ -256,26 +281,49 @@ class Library:
         steps.append(Step("catalog", "found", str(path)))
         return replace(model, reference=Reference("short", "", text))
 
-    def _look_remotely(self, text: str, steps: Steps) -> Reference | None:
+    def _look_among_aliases(self, text: str, steps: Steps) -> str | None:
+        target = self.settings.aliases.get(text)
+        if target is None:
+            steps.append(Step("alias", "miss", f"{show(text)} is none"))
+        else:
+            steps.append(Step("alias", "found", target))
+        return target
+
+    def _look_remotely(self, text: str, steps: Steps) -> References:
+        """Where it can be fetched from: one place, or for a short name all that are configured."""
         if text.startswith("sha256:"):
             steps.append(Step("remote", "miss", "a digest alone names no source"))
-            return None
+            return []
         reference = Reference.parse(text)
-        if reference.scheme == "short":
+        found = [reference] if reference.scheme != "short" else self._expanded(text)
+        if not found:
             steps.append(
                 Step("remote", "miss", f"{show(text)} names no source: a remote model has at least org/name")
             )
-            return None
         outcome: Outcome = "skipped" if self.settings.offline else "found"
-        steps.append(Step("remote", outcome, f"{reference}, by the {reference.scheme} transport"))
-        return reference
+        for place in found:
+            steps.append(Step("remote", outcome, f"{place}, by the {place.scheme} transport"))
+        return found
+
+    def _expanded(self, text: str) -> References:
+        """What a short name means at each of the user's hosts; some, like a hub, need more than a name."""
+        found = []
+        for place in self.settings.hosts:
+            with contextlib.suppress(UsageError):
+                found.append(Reference.parse(f"{place}/{text}"))
+        return found
 
     # Inside
 
-    def _cached(self, reference: Reference, text: str) -> Model | None:
+    def _among(self, model: Model, text: str) -> str:
+        """Of how many versions this is the newest, where the name left that open."""
+        versions = 1 if _names_version(text, model) else len(self.store.versions(model.reference))
+        return f", the newest of {versions} versions" if versions > 1 else ""
+
+    def _cached(self, reference: Reference, text: str, steps: Steps) -> Model | None:
         """What is here under a name: this version, else the newest; else what the name is short for."""
         found = self._version(reference) or self._version(_slashed(reference))
-        return found or (self._abbreviated(reference, text) if _has_no_host(text) else None)
+        return found or (self._abbreviated(reference, text, steps) if _has_no_host(text) else None)
 
     def _version(self, reference: Reference | None) -> Model | None:
         if reference is None:
@@ -286,8 +334,9 @@ class Library:
         usable = [model for model in versions if not model.problem] or versions
         return next((model for model in usable if _is_asked_for(model, reference)), None)
 
-    def _abbreviated(self, reference: Reference, text: str) -> Model | None:
-        """The one model whose name ends so; UsageError, with the candidates, when there are several."""
+    def _abbreviated(self, reference: Reference, text: str, steps: Steps) -> Model | None:
+        """The model whose name ends so. Of several the one at the first of the user's hosts, else the one
+        that a person chooses."""
         wanted = f"/{reference.path}"
         found: dict[Reference, Model] = {}
         for candidate, _ in self.store.names():
@@ -300,10 +349,25 @@ class Library:
                 continue
             if candidate.model not in found and (model := self._version(asked)):
                 found[candidate.model] = model
-        if len(found) > 1:
-            names = ", ".join(sorted(str(model) for model in found))
-            raise UsageError(f"{show(text)} may be any of {names}", hint="write one of these names")
-        return next(iter(found.values()), None)
+        return self._decided(text, found, steps) if found else None
+
+    def _decided(self, text: str, found: Mapping[Reference, Model], steps: Steps) -> Model:
+        """One of several models; raises UsageError, with their names, where nothing decides."""
+        names = sorted(found, key=lambda name: (self._rank(name), str(name)))
+        first = [name for name in names if self._rank(name) == self._rank(names[0])]
+        if len(names) > 1:
+            steps.append(Step("cache", "found", f"{show(text)} may be any of {_listed(names)}"))
+        if len(first) == 1:
+            return found[first[0]]
+        chosen = self._choose and self._choose(f"Which {text}?", [str(name) for name in first])
+        if chosen is None:
+            raise UsageError(f"{show(text)} may be any of {_listed(first)}", hint="write one of these names")
+        return found[first[chosen]]
+
+    def _rank(self, name: Reference) -> int:
+        """How early in the order of the user's hosts a model comes."""
+        places = self.settings.hosts
+        return next((i for i, place in enumerate(places) if f"{name}/".startswith(f"{place}/")), len(places))
 
     def _freshened(self, model: Model, watch: Watch) -> Model:
         """What is here, looked for changes at its source first where the user wants that."""
@@ -327,15 +391,21 @@ class Library:
             f"{reference} is not on this machine. Download it?"
         )
 
-    def _source_reference(self, text: str, resolution: Resolution) -> Reference:
-        """What to ask the source for: as it was written, unless that was short for something that is here."""
-        if resolution.reference is None:
-            raise NotFound(f"no model is called {show(text)}", hint="a remote model has at least org/name")
-        model = resolution.model
-        if model is None or model.reference.scheme == "file":
-            return resolution.reference
-        written = Reference.parse(text) if not text.startswith("sha256:") else model.reference
-        return written if written.model == model.reference.model else model.reference
+    def _offered(
+        self, resolution: Resolution, watch: Watch, include: Sequence[str]
+    ) -> "tuple[Fetcher, Manifest]":
+        """Who fetches a model, and what its source has; for a short name, the first place that has it."""
+        places = (_source(resolution), *resolution.others)
+        misses = []
+        for place in places:
+            fetcher = self._fetcher(place, watch)
+            try:
+                return fetcher, _included(fetcher.transport.manifest(place), include)
+            except (NotFound, AuthError) as failure:
+                if len(places) == 1:
+                    raise
+                misses.append(failure.message)
+        raise NotFound(f"{show(resolution.name)} is nowhere: {'; '.join(misses)}", hint="write its full name")
 
     def _is_out_of_reach(self, reference: Reference) -> bool:
         return self.settings.offline and reference.scheme != "file"
@@ -371,6 +441,31 @@ class Library:
                 target.unlink(missing_ok=True)
                 copy(model.folder / file.name, target)
         return replace(model, folder=destination)
+
+
+def _present(resolution: Resolution) -> Model:
+    if resolution.model is None:
+        name = resolution.reference or show(resolution.text)
+        hint = f"mdl download {name}" if resolution.reference else "mdl list shows what is here"
+        raise NotFound(f"{name} is not on this machine", hint=hint)
+    return resolution.model
+
+
+def _source(resolution: Resolution) -> Reference:
+    """What to ask the source for: as it was written, unless that was short for something that is here."""
+    if resolution.reference is None:
+        raise NotFound(
+            f"no model is called {show(resolution.name)}", hint="a remote model has at least org/name"
+        )
+    model, name = resolution.model, resolution.name
+    if model is None or model.reference.scheme == "file":
+        return resolution.reference
+    written = Reference.parse(name) if not name.startswith("sha256:") else model.reference
+    return written if written.model == model.reference.model else model.reference
+
+
+def _listed(names: Sequence[Reference]) -> str:
+    return ", ".join(map(str, names))
 
 
 _ROLE_HINTS = {

@@ -102,6 +102,19 @@ def confirm(question: str) -> bool:
     return answer.strip().lower() in ("y", "yes")
 
 
+def choose(question: str, answers: Sequence[str]) -> int | None:
+    """Ask a person for one of several; None from one who names none."""
+    talk(inert(question))
+    for number, answer in enumerate(answers, 1):
+        talk(f"  {number}. {inert(answer, one_line=True)}")
+    talk(f"Number, 1 to {len(answers)}: ", end="")
+    answer = sys.stdin.readline()
+    if not answer.endswith("\n"):
+        talk("")
+    text = answer.strip()
+    return int(text) - 1 if text.isdecimal() and 1 <= int(text[:9]) <= len(answers) else None
+
+
 def is_interactive() -> bool:
     """Whether a person is there to answer."""
     return sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty()

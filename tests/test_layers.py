@@ -99,7 +99,8 @@ HOMES = {
     "uvicorn": {"server"},
     "platformdirs": {"config"},
     "tomli_w": {"store", "config"},
-    "portalocker": {"store"},
+    "tomlkit": {"config"},
+    "portalocker": {"store", "config"},
     "gguf": set(),
     "numpy": set(),
 }  # fmt: skip

@@ -18,6 +18,7 @@ COMMANDS = {
     "inspect": "mdl.cli.models:inspect",
     "resolve": "mdl.cli.models:resolve",
     "rm": "mdl.cli.models:remove",
+    "alias": "mdl.cli.models:alias",
     "chat": "mdl.cli.running:chat",
     "serve": "mdl.cli.running:serve",
     "completion": "mdl.cli.completion:completion",

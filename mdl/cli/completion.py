@@ -105,6 +105,7 @@ def _words(command: str, name: str) -> tuple[str, ...]:
 
     known = {
         ("completion", "SHELL"): SHELLS,
+        ("alias", "ACTION"): ("list", "set", "rm"),
         ("list", "--sort"): (*SORTS, *(f"-{key}" for key in SORTS)),
     }
     if name == "--pull":

@@ -1,6 +1,6 @@
 """Commands about models as files: download, list, inspect, resolve, rm."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -278,12 +278,14 @@ def resolve(
     from mdl import documents
 
     text = options.one(name, model)
-    resolution = options.open_library(offline=offline).resolve(text)
+    resolution, failure = options.open_library(offline=offline).explain(text)
     if json:
         ui.show_json(documents.resolution(resolution))
-        return 0 if resolution.reference else NotFound.code
+        return 0 if resolution.reference else failure.code if failure else NotFound.code
     for step in resolution.steps:
         ui.out(f"{step.step:<8} {step.outcome:<8} {ui.inert(step.detail, one_line=True)}")
+    if failure:
+        raise failure
     if resolution.model:
         ui.out(f"=> {resolution.model.place or resolution.model.folder}")
     elif resolution.reference:
@@ -318,3 +320,52 @@ def remove(
         ui.show_json({"removed": [str(version.reference) for version in found], "freed": freed})
     else:
         ui.talk(f"{ui.size(freed)} freed")
+
+
+def alias(
+    action: Annotated[str, typer.Argument(metavar="ACTION", help="list, set or rm.")] = "list",
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="A name of your own.")] = None,
+    target: Model = None,
+    model: ModelOption = None,
+    json: Json = False,
+) -> None:
+    """Names of your own for models: mdl alias set fast Qwen/Qwen3-0.6B-GGUF:Q8_0."""
+    from mdl import config
+
+    aliases = config.load().aliases
+    if action == "set":
+        _set_alias(name, options.one(target, model), aliases)
+    elif action == "rm":
+        if name is None or name not in aliases:
+            raise NotFound(
+                f"there is no alias {show(name or '')}", hint="mdl alias shows those that there are"
+            )
+        config.save_alias(name, None)
+    elif action != "list":
+        raise UsageError(f"mdl alias does not know {show(action)}", hint="list, set or rm")
+    elif json:
+        ui.show_json({"aliases": dict(aliases)})
+    elif aliases:
+        ui.table(("NAME", "MODEL"), sorted(aliases.items()))
+    else:
+        ui.talk("no aliases yet: mdl alias set NAME MODEL")
+
+
+def _set_alias(name: str | None, target: str, aliases: Mapping[str, str]) -> None:
+    """Keep what a name means. A path is kept whole, and an alias as what it means now."""
+    from pathlib import Path
+
+    from mdl import config
+    from mdl.reference import Reference
+
+    reference = Reference.parse(name or "")
+    if reference.scheme != "short" or reference.pin:
+        raise UsageError(
+            f"{show(name or '')} cannot be an alias", hint="a name without slashes, such as fast"
+        )
+    path = Path(target).expanduser()
+    if target.startswith((".", "~", "/")) or path.exists():
+        target = str(path.absolute())
+    else:
+        Reference.parse(target)
+    config.save_alias(str(reference), aliases.get(target, target))

@@ -1,10 +1,12 @@
 """Options that several commands share, declared once, and what they mean."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mdl import ui
 from mdl.errors import UsageError
 
 if TYPE_CHECKING:
@@ -29,6 +31,14 @@ Pull = Annotated[
     ),
 ]
 Offline = Annotated[bool, typer.Option("--offline", help="Never use the network.")]
+Insecure = Annotated[
+    bool,
+    typer.Option("--insecure", help="Ask the registry by http, or whatever its certificate says."),
+]
+Authorities = Annotated[
+    str | None,
+    typer.Option("--ca", metavar="FILE", help="Certificate authorities to trust besides the system's."),
+]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")]
 
@@ -45,11 +55,19 @@ def several(models: list[str] | None, option: str | None) -> list[str]:
     return given
 
 
-def open_library(pull: str | None = None, offline: bool = False, jobs: int | None = None) -> "Library":
+def open_library(*, ask: bool = True, insecure: Sequence[str] = (), **flags: Any) -> "Library":
+    """The library under these flags, by their names in `config.Settings`. With `ask` a person is asked which
+    of several models a name means. The registries of the models `insecure` may be asked by http."""
     from mdl import config
     from mdl.library import Library
 
-    return Library(config.with_flags(config.load(), pull=pull, offline=offline or None, jobs=jobs))
+    settings = config.with_flags(config.load(), **{name: value or None for name, value in flags.items()})
+    if insecure:
+        from mdl.reference import Reference
+
+        hosts = (*settings.insecure, *(Reference.parse(model).host for model in insecure))
+        settings = config.with_flags(settings, insecure=hosts)
+    return Library(settings, ui.choose if ask and ui.is_interactive() else None)
 
 
 def as_folder(text: str | None, name: str | None) -> Path | None:

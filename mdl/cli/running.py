@@ -89,7 +89,7 @@ def chat(
     given = {name: value for name, value in sampling.items() if value is not None}
     with ExitStack() as leases, Engine() as engine:  # starts now, while the rest is still being decided
         asked = _with_piped(prompt)
-        library = options.open_library(pull, offline)
+        library = options.open_library(pull=pull, offline=offline)
         engine.load(_files(library, name, adapter or [], leases), settings)
         from mdl import complete, config
         from mdl.chat import Options
@@ -207,7 +207,7 @@ def serve(
     from mdl.server.options import ServeOptions
     from mdl.server.run import serve as run_server
 
-    library = options.open_library(pull, offline)
+    library = options.open_library(pull=pull, offline=offline, ask=False)
     names = (*(models or []), *(model or []))
     for name in names:
         with watch(json=json, ask=True) as watched:
