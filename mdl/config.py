@@ -14,6 +14,7 @@ from mdl.errors import DiskError, UsageError
 CONFIG_VERSION = 1
 Pull = Literal["ask", "missing", "never", "always", "newer"]
 _POWERS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
+_PATH = r"[A-Za-z0-9_][A-Za-z0-9_-]*([./][A-Za-z0-9_-]+)*"
 _TRUE, _FALSE = {"1", "true", "yes", "on"}, {"", "0", "false", "no", "off"}
 
 
@@ -177,7 +178,7 @@ def _parse(name: str, value: Any, where: str) -> Any:
     if name == "limit_rate":
         return _rate(value, where)
     if name in ("hosts", "insecure"):
-        return _hosts(value, where)
+        return _places(value, where, with_path=name == "hosts")
     if name == "ca":
         return str(Path(str(value)).expanduser()) if value else ""
     if name in ("hf_endpoint", "api_key"):
@@ -204,12 +205,24 @@ def _rate(value: Any, where: str) -> int:
     return rate
 
 
-def _hosts(value: Any, where: str) -> tuple[str, ...]:
-    """Host names in the spelling that references have: from a list, or separated by commas."""
+def _places(value: Any, where: str, *, with_path: bool) -> tuple[str, ...]:
+    """Hosts, in the spelling that references have: from a list, or separated by commas."""
     given = value.split(",") if isinstance(value, str) else value
-    if not isinstance(given, list | tuple) or not all(isinstance(host, str) for host in given):
+    if not isinstance(given, list | tuple) or not all(isinstance(place, str) for place in given):
         raise UsageError(f"{where} cannot be {value!r}", hint="a list of host names")
-    return tuple(dict.fromkeys(_host(host.strip(), where) for host in given if host.strip()))
+    places = (_place(place.strip(), where, with_path) for place in given if place.strip())
+    return tuple(dict.fromkeys(places))
+
+
+def _place(text: str, where: str, with_path: bool) -> str:
+    """A host, where models are named with a path that may lead to them: quay.io/ai-lab/models."""
+    from mdl.reference import HOST_ALIASES, is_host
+
+    first, _, path = text.rstrip("/").partition("/")
+    host = HOST_ALIASES.get(first.lower(), first.lower())
+    if not is_host(host) or (path and not (with_path and re.fullmatch(_PATH, path))):
+        raise UsageError(f"{where}: {text!r} is not a host name", hint="such as quay.io or localhost:5000")
+    return f"{host}/{path}" if path else host
 
 
 def _aliases(value: Any, where: str) -> dict[str, str]:
@@ -218,15 +231,6 @@ def _aliases(value: Any, where: str) -> dict[str, str]:
     ):
         raise UsageError(f"{where} cannot be {value!r}", hint="a table: name = 'host/org/model:version'")
     return dict(value)
-
-
-def _host(text: str, where: str) -> str:
-    from mdl.reference import HOST_ALIASES, is_host
-
-    host = HOST_ALIASES.get(text.lower(), text.lower())
-    if not is_host(host):
-        raise UsageError(f"{where}: {text!r} is not a host name", hint="such as quay.io or localhost:5000")
-    return host
 
 
 def _count(value: Any, where: str) -> int:

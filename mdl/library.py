@@ -283,10 +283,10 @@ class Library:
 
     def _look_among_aliases(self, text: str, steps: Steps) -> str | None:
         target = self.settings.aliases.get(text)
-        if target is None:
-            steps.append(Step("alias", "miss", f"{show(text)} is none"))
-        else:
+        if target is not None:
             steps.append(Step("alias", "found", target))
+        elif self.settings.aliases:
+            steps.append(Step("alias", "miss", f"{show(text)} is none of the {len(self.settings.aliases)}"))
         return target
 
     def _look_remotely(self, text: str, steps: Steps) -> References:
@@ -306,7 +306,7 @@ class Library:
         return found
 
     def _expanded(self, text: str) -> References:
-        """What a short name means at each of the user's hosts; some, like a hub, need more than a name."""
+        """What a short name means at each of the user's hosts; some need more than a name."""
         found = []
         for place in self.settings.hosts:
             with contextlib.suppress(UsageError):

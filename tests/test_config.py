@@ -45,6 +45,18 @@ def test_what_hugging_face_s_own_tools_read_is_honoured(tmp_path: Path) -> None:
         "jobs = 'many'",
         "offline = 'perhaps'",
         "color = 1",
+        "limit_rate = '20 apples'",
+        "limit_rate = '0.5'",
+        "limit_rate = -1",
+        "hosts = 1",
+        "hosts = ['quay.io', 2]",
+        "hosts = ['no host']",
+        "hosts = ['quay.io/../x']",
+        "insecure = ['http://x']",
+        "insecure = ['x/y']",
+        "aliases = 1",
+        "aliases = {a = 1}",
+        "aliases = {a = ''}",
         "version = 2",
         "[",
         "\x00",
@@ -63,6 +75,52 @@ def test_so_is_a_variable(tmp_path: Path, variables: dict[str, str]) -> None:
     with pytest.raises(UsageError) as refused:
         load(tmp_path, **variables)
     assert next(iter(variables)) in refused.value.message
+
+
+@pytest.mark.parametrize(
+    ("text", "rate"),
+    [("0", 0), ("1", 1), ("500k", 500_000), ("1.5MB/s", 1_500_000), ("20M", 20_000_000), ("1G", 10**9)],
+)
+def test_a_rate_is_written_as_people_do(tmp_path: Path, text: str, rate: int) -> None:
+    assert load(tmp_path, f"limit_rate = '{text}'").limit_rate == rate
+    assert load(tmp_path, MDL_LIMIT_RATE=text).limit_rate == rate
+
+
+def test_hosts_are_written_in_any_spelling_and_kept_in_order(tmp_path: Path) -> None:
+    text = (
+        "hosts = ['Quay.IO/ai-lab/models', 'hf.co', 'quay.io/ai-lab/models/']\ninsecure = ['LOCALHOST:5000']"
+    )
+    settings = load(tmp_path, text)
+    assert settings.hosts == ("quay.io/ai-lab/models", "huggingface.co")
+    assert settings.insecure == ("localhost:5000",)
+    assert load(tmp_path, text, MDL_HOSTS="ghcr.io, docker.io").hosts == ("ghcr.io", "docker.io")
+
+
+def test_an_alias_is_saved_and_all_else_in_the_file_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "config" / "config.toml"
+    monkeypatch.setenv("MDL_CONFIG", str(path))
+    config.save_alias("fast", "org/name:Q8_0")
+    assert path.read_text().startswith("version = 1\n")
+    path.write_text("# mine\njobs = 2  # not more\n\n[aliases]\nold = 'x/y' # kept\n")
+    path.chmod(0o600)
+    config.save_alias("fast", "org/name:Q8_0")
+    config.save_alias("slow", "org/slow")
+    config.save_alias("slow", None)
+    assert config.load().aliases == {"old": "x/y", "fast": "org/name:Q8_0"}
+    assert path.read_text().startswith("# mine\njobs = 2  # not more\n\n[aliases]\nold = 'x/y' # kept\n")
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert sorted(file.name for file in path.parent.iterdir()) == ["config.toml", "config.toml.lock"]
+
+
+def test_a_broken_file_is_not_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "config.toml"
+    monkeypatch.setenv("MDL_CONFIG", str(path))
+    path.write_text("jobs = ")
+    with pytest.raises(UsageError):
+        config.save_alias("fast", "org/name")
+    assert path.read_text() == "jobs = "
 
 
 def test_a_file_that_is_no_text_is_an_error(tmp_path: Path) -> None:

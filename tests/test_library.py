@@ -1,7 +1,7 @@
 """From a string to a model: the order of the steps, short names, pull policies. Over a real cache and hub."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -198,6 +198,78 @@ def test_several_candidates_are_an_error_that_lists_them(library: Library, here:
     assert "quay.io/me/granite" in caught.value.message
     assert "docker.io/you/granite" in caught.value.message
     assert library.here("granite:v2").reference.host == "docker.io"
+
+
+def test_the_order_of_hosts_decides_between_candidates(library: Library, here: Path) -> None:
+    for place in ("quay.io/a/m:v1", "docker.io/a/m:v1", "ghcr.io/a/m:v1"):
+        plant(library, place)
+    ordered = with_settings(library, hosts=("docker.io", "quay.io"))
+    assert str(ordered.resolve("m").reference) == "docker.io/a/m:v1"
+    assert str(with_settings(library, hosts=("ghcr.io/a",)).resolve("m:v1").reference) == "ghcr.io/a/m:v1"
+    with pytest.raises(UsageError, match=r"docker.io/a/m, ghcr.io/a/m, quay.io/a/m"):
+        with_settings(library, hosts=("example.com", "quay.io/b")).resolve("m")
+
+
+def test_a_person_is_asked_which_is_meant_when_nothing_decides(library: Library, here: Path) -> None:
+    for place in ("quay.io/a/m:v1", "quay.io/b/m:v1", "ghcr.io/a/m:v1"):
+        plant(library, place)
+    asked: list[tuple[str, list[str]]] = []
+
+    def answer(question: str, answers: Sequence[str]) -> int | None:
+        asked.append((question, list(answers)))
+        return 1 if len(asked) == 1 else None
+
+    asking = Library(replace(library.settings, hosts=("quay.io",)), answer)
+    assert str(asking.resolve("m").reference) == "quay.io/b/m:v1"
+    assert asked == [("Which m?", ["quay.io/a/m", "quay.io/b/m"])]
+    with pytest.raises(UsageError):  # who names none of them has not said which
+        asking.resolve("m")
+
+
+def test_a_short_name_that_is_not_here_is_looked_for_at_the_hosts_in_order(
+    hub: Hub, library: Library, here: Path
+) -> None:
+    hub.add("team/Model-GGUF", FILES)
+    hosts = ("huggingface.co/nobody", "huggingface.co/team", "huggingface.co/late")
+    ordered = with_settings(library, hosts=hosts)
+    resolution = ordered.resolve("Model-GGUF:Q8_0")
+    assert [str(place) for place in (resolution.reference, *resolution.others)] == [
+        f"huggingface.co/{org}/Model-GGUF:Q8_0" for org in ("nobody", "team", "late")
+    ]
+    assert str(ordered.download("Model-GGUF:Q8_0").reference) == "huggingface.co/team/Model-GGUF:Q8_0"
+    with pytest.raises(NotFound, match=r"'other' is nowhere: .*nobody/other.*team/other.*late/other"):
+        ordered.download("other")
+
+
+def test_an_alias_stands_for_what_it_was_set_to(hub: Hub, library: Library, here: Path) -> None:
+    hub.add(NAME, FILES)
+    plant(library, "quay.io/a/fast:v1")
+    (here / "mine.gguf").write_bytes(Q4)
+    names = {"fast": f"{NAME}:Q8_0", "mine": str(here / "mine.gguf"), "loop": "loop"}
+    named = with_settings(library, aliases=names)
+    assert [step.step for step in named.resolve("fast").steps] == [
+        "path",
+        "alias",
+        "path",
+        "cache",
+        "catalog",
+        "remote",
+    ]
+    assert str(named.download("fast").reference) == f"huggingface.co/{NAME}:Q8_0"
+    assert named.resolve("fast").model == named.removable("fast") == library.resolve(f"{NAME}:Q8_0").model
+    assert named.resolve("mine").model == library.resolve("./mine.gguf").model
+    assert str(named.resolve("fast:v1").reference) == "quay.io/a/fast:v1"  # another name
+    assert named.resolve("loop").reference is None  # an alias is looked up once
+
+
+def test_how_an_ambiguous_name_was_decided_can_be_explained(library: Library, here: Path) -> None:
+    for place in ("quay.io/a/m:v1", "quay.io/b/m:v1"):
+        plant(library, place)
+    resolution, failure = library.explain("m")
+    assert isinstance(failure, UsageError)
+    assert [(step.step, step.outcome) for step in resolution.steps] == [
+        ("path", "skipped"), ("cache", "found"), ("end", "error")
+    ]  # fmt: skip
 
 
 def test_the_newest_version_is_the_default(library: Library, here: Path) -> None:
@@ -424,7 +496,7 @@ def test_offline_a_download_of_what_is_here_is_said_and_done(hub: Hub, library: 
     hub.forget()
     notes: list[str] = []
     assert offline.download(NAME, Watch(note=notes.append)) == first
-    assert notes == [f"offline: huggingface.co/{NAME} is used as it is"]
+    assert notes == [f"offline: huggingface.co/{NAME}:Q4_K_M is used as it is"]
     with pytest.raises(NotFound, match="mdl is offline"):
         offline.download(f"{NAME}:Q8_0")
     assert hub.seen == []
