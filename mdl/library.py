@@ -337,13 +337,17 @@ class Library:
     def _abbreviated(self, reference: Reference, text: str, steps: Steps) -> Model | None:
         """The model whose name ends so. Of several the one at the first of the user's hosts, else the one
         that a person chooses."""
-        wanted = f"/{reference.path}"
+        path, colon, _ = text.partition("@")[0].partition(":")
+        wanted = f"/{path.rstrip('/')}"
+        version = reference.version if colon else None
         found: dict[Reference, Model] = {}
         for candidate, _ in self.store.names():
             name = f"/{candidate.host}/{candidate.path}"
             if name.endswith(wanted):
-                asked = candidate.with_version(reference.version, reference.pin)
-            elif f"{name}/{candidate.version}".casefold().endswith(wanted.casefold()):  # as it lies there
+                asked = candidate.with_version(version, reference.pin)
+            elif not colon and f"{name}/{candidate.version}".casefold().endswith(
+                wanted.casefold()
+            ):  # as it lies there
                 asked = candidate
             else:
                 continue

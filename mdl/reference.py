@@ -221,10 +221,11 @@ def _parse_bare(text: str) -> Reference:
         if _is_weights_name(_split(rest)[0]):
             return _parse_url("https", f"{host}/{rest}")
         return _parse_oci(f"{host}/{rest}")
-    if slash:
-        return _parse_hugging_face(text)
     path, version, pin = _split(text)
-    _check_name(path)
+    segments = path.split("/")
+    if slash and (len(segments) < 3 or version is None):
+        return _parse_hugging_face(text)
+    _check_name(*segments)  # a hub's models have two parts: more of them are short for what is here
     return Reference("short", "", path, version, pin)
 
 
