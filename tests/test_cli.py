@@ -457,6 +457,49 @@ def test_what_answers_cannot_be_removed_meanwhile(
     assert mdl("rm", "-y", "demo-GGUF").returncode == 0
 
 
+def test_a_terminal_is_asked_which_model_a_short_name_means_and_a_script_is_told(
+    mdl: Mdl, hub: Hub, tmp_path: Path
+) -> None:
+    for org in ("one", "two"):
+        hub.add(f"{org}/twin", {"twin-Q8_0.gguf": DEMO.read_bytes()})
+        assert mdl("download", f"{org}/twin").returncode == 0
+    told = mdl("inspect", "twin")
+    assert (told.returncode, told.stdout) == (2, "")
+    assert "huggingface.co/one/twin, huggingface.co/two/twin" in told.stderr
+    environment = {
+        **os.environ,
+        "MDL_HOME": str(tmp_path / "home"),
+        "MDL_CONFIG": str(tmp_path / "none.toml"),
+    }
+    child = pexpect.spawn(sys.executable, ["-m", "mdl", "resolve", "twin"], env=environment, timeout=20)
+    child.expect("Which twin\\?.*1. huggingface.co/one/twin.*2. huggingface.co/two/twin.*Number, 1 to 2: ")
+    child.sendline("2")
+    child.expect("=> .*two/twin/Q8_0")
+    child.expect(pexpect.EOF)
+    child.close()
+    assert child.exitstatus == 0
+    ordered = mdl("resolve", "twin", MDL_HOSTS="huggingface.co/two")
+    assert ordered.stdout.endswith("two/twin/Q8_0\n")
+
+
+def test_a_name_of_the_user_s_own_means_a_model_everywhere(mdl: Mdl, repository: Mapping[str, bytes]) -> None:
+    assert mdl("alias").stderr.startswith("no aliases yet")
+    assert mdl("alias", "set", "fast", "org/demo-GGUF:q8_0").returncode == 0
+    assert mdl("download", "fast").returncode == 0
+    answer = mdl("chat", "fast", "What is the capital of France?", "--temperature", "0")
+    assert answer.stdout == "The capital of France is Paris.\n"
+    assert documents(mdl("alias", "--json"))["aliases"] == {"fast": "org/demo-GGUF:q8_0"}
+    assert mdl("alias", "set", "faster", "fast").returncode == 0
+    assert documents(mdl("resolve", "faster", "--json"))["name"] == "org/demo-GGUF:q8_0"
+    assert "fast\n" in mdl("__complete", "model", "fas").stdout
+    assert mdl("alias", "rm", "fast").returncode == 0
+    assert mdl("resolve", "fast").returncode == 3
+    assert mdl("alias", "rm", "fast").returncode == 3
+    assert mdl("alias", "set", "a/b", "org/demo-GGUF").returncode == 2
+    assert mdl("alias", "set", "x", "not//a model").returncode == 2
+    assert mdl("alias", "change").returncode == 2
+
+
 @pytest.mark.parametrize("delay", [0, 0, 0, 0.001, 0.01, 0.1])  # while it draws, reads or waits
 def test_a_terminal_is_given_back_on_sigterm(mdl: Mdl, delay: float) -> None:
     child = pexpect.spawn(sys.executable, ["-m", "mdl", "chat", "demo"], timeout=20)
