@@ -20,6 +20,8 @@ _mdl_about() {
                 --dry-run
                 --force
                 --jobs=TEXT
+                --insecure
+                --ca=FILE
                 --json
                 --quiet -q
                 --offline

@@ -2,7 +2,7 @@
 
 # The words before the cursor that are neither options nor their values: a command and its arguments.
 function __mdl_words
-    set -l valued --model -m --destination --include --jobs --sort --filter --key --system --temperature --top-p --top-k --seed --max-tokens --stop --ctx --gpu-layers --threads --adapter --session --pull --host --port --api-key --parallel --idle --max-models --allow-host
+    set -l valued --model -m --destination --include --jobs --ca --sort --filter --key --system --temperature --top-p --top-k --seed --max-tokens --stop --ctx --gpu-layers --threads --adapter --session --pull --host --port --api-key --parallel --idle --max-models --allow-host
     set -l words (commandline -opc)
     set -e words[1]
     set -l is_value no
@@ -61,6 +61,8 @@ complete -c mdl -n '__mdl_command_is download pull' -l include -x -d 'Only the f
 complete -c mdl -n '__mdl_command_is download pull' -l dry-run -d 'Only say what would be done'
 complete -c mdl -n '__mdl_command_is download pull' -l force -d 'Fetch again what is here already'
 complete -c mdl -n '__mdl_command_is download pull' -l jobs -x -d 'Files to fetch at once'
+complete -c mdl -n '__mdl_command_is download pull' -l insecure -d 'Ask the registry by http, or whatever its certificate says'
+complete -c mdl -n '__mdl_command_is download pull' -l ca -r -F -d 'Certificate authorities to trust besides the system\'s'
 complete -c mdl -n '__mdl_command_is download pull' -l json -d 'Print one JSON document'
 complete -c mdl -n '__mdl_command_is download pull' -l quiet -s q -d 'Print only names or folders'
 complete -c mdl -n '__mdl_command_is download pull' -l offline -d 'Never use the network'

@@ -7,7 +7,18 @@ import typer
 
 from mdl import ui
 from mdl.cli import options
-from mdl.cli.options import DryRun, Json, Model, ModelOption, Models, Offline, Quiet, Yes
+from mdl.cli.options import (
+    Authorities,
+    DryRun,
+    Insecure,
+    Json,
+    Model,
+    ModelOption,
+    Models,
+    Offline,
+    Quiet,
+    Yes,
+)
 from mdl.errors import MdlError, NotFound, UsageError
 from mdl.reference import show
 
@@ -30,13 +41,17 @@ def download(
     jobs: Annotated[
         int | None, typer.Option(metavar="N", min=1, max=64, help="Files to fetch at once.")
     ] = None,
+    insecure: Insecure = False,
+    ca: Authorities = None,
     json: Json = False,
     quiet: Quiet = False,
     offline: Offline = False,
 ) -> int:
     """Fetch models, or what of them is missing. Prints the folder of each."""
     names = options.several(models, model)
-    library = options.open_library(offline=offline, jobs=jobs)
+    library = options.open_library(
+        offline=offline, jobs=jobs, ca=ca, insecure=names if insecure else (), ask=not json
+    )
     if dry_run:
         return _show_plans(library, names, include or [], json=json)
     from mdl.progress import watch
