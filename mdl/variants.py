@@ -58,11 +58,15 @@ class Variant:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One version of those in a repository: what it is called, its files, and what else could be had."""
+    """One version of those in a repository: what it is called, its files, and what else could be had.
+
+    `problem` says why it cannot be had, if so.
+    """
 
     version: str
     files: tuple[str, ...]
     note: str = ""
+    problem: str = ""
 
 
 def choose(sizes: dict[str, int], version: str | None, default: str) -> Choice | None:
@@ -82,6 +86,25 @@ def choose(sizes: dict[str, int], version: str | None, default: str) -> Choice |
     files = (*variant.parts, *_projector(variant, sizes), *_texts(sizes))
     note = "" if version is not None or len(found) == 1 else _note(variant, found)
     return Choice(_spelled(variant, version) or _version(variant, found), files, note)
+
+
+def choices(sizes: dict[str, int], default: str, most: int) -> list[Choice]:
+    """Each version that can be asked for, the best first by `ORDER`, with its own files: not the texts that
+    come with all of them. Raises UnsupportedModel as `choose` does."""
+    found = sorted(variants(sizes), key=_rank)
+    if not found:
+        return [Choice(default, _folder(sizes))]
+    projectors = [name for name in sizes if role(name) == "projector"]
+    return [_choice(variant, found, projectors) for variant in found[:most]]
+
+
+def _choice(variant: Variant, found: Sequence[Variant], projectors: Sequence[str]) -> Choice:
+    name, problem = _version(variant, found), ""
+    try:
+        _refuse_incomplete(variant)
+    except UnsupportedModel as error:
+        problem = error.message
+    return Choice(name, (*variant.parts, *_projector(variant, projectors)), problem=problem)
 
 
 def variants(names: Iterable[str]) -> list[Variant]:

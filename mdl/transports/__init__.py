@@ -2,13 +2,14 @@
 
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from mdl.errors import UnsupportedModel
 from mdl.model import File, Manifest
 from mdl.reference import Reference
 
 if TYPE_CHECKING:
+    from mdl.card import Card
     from mdl.config import Settings
     from mdl.remote import Remote
 
@@ -31,6 +32,25 @@ class Transport(Protocol):
 
     def remote(self, manifest: Manifest, file: File) -> "Remote | Path":
         """The address of a file's bytes, or a path where they lie on this machine."""
+
+
+@runtime_checkable
+class Cards(Protocol):
+    """What a source that can be asked about models can do besides."""
+
+    def card(self, reference: Reference) -> "Card":
+        """What the source says of a model and which versions it has, without any content.
+
+        Raises what `Transport.manifest` does, but not because there is nothing to choose, or no access.
+        """
+
+
+@runtime_checkable
+class Versions(Protocol):
+    """What a source that lists its versions can do besides."""
+
+    def versions(self, reference: Reference) -> tuple[str, ...]:
+        """Every version that a reference to this model may have, the best or newest kinds first."""
 
 
 def load(reference: Reference, settings: "Settings") -> Transport:

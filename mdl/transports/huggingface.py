@@ -6,17 +6,19 @@ own client, which bounds, retries and keeps secrets at home, and the files are f
 
 import contextlib
 import difflib
+import json
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import httpx2
 from huggingface_hub import HfApi, constants, errors, get_token, set_client_factory
 from huggingface_hub.hf_api import RepoFile
 
+from mdl.card import MOST_OFFERS, About, Card, Offer
 from mdl.errors import (
     AuthError,
     IntegrityError,
@@ -28,9 +30,11 @@ from mdl.errors import (
 )
 from mdl.filename import role
 from mdl.model import File, Manifest, Revision
+from mdl.readme import MOST_READ, introduction
 from mdl.reference import Reference, show
-from mdl.remote import Client, Limits, Remote, origin_of, shown
-from mdl.variants import Choice, choose, labels
+from mdl.remote import Client, Limits, Remote, Response, origin_of, shown
+from mdl.transports import hubcard
+from mdl.variants import Choice, choices, choose, labels
 
 if TYPE_CHECKING:
     from mdl.config import Settings
@@ -43,6 +47,7 @@ _LIMITS = Limits(retries=3, backoff=0.5, longest_wait=30)
 
 
 MOST_SHOWN = 12  # names in a hint
+MOST_REFS = 1000  # branches and tags of a card
 SHORTEST_COMMIT = 7
 _HUB = "X-Mdl-Hub"  # tells the wire whose request it is, and goes no further
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -58,6 +63,7 @@ class Tree:
 
     revision: Revision
     files: dict[str, RepoFile]
+    gated: bool = False
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -94,12 +100,87 @@ class HuggingFace:
     def remote(self, manifest: Manifest, file: File) -> Remote:
         """Where the hub has a file at the commit of the manifest; the token goes to the hub alone."""
         place = f"{manifest.reference.path}/resolve/{manifest.revision.commit}/{quote(file.name)}"
-        headers = {"Authorization": f"Bearer {self._token}"} if self._token else {}
-        return Remote(f"{self._endpoint}/{place}", headers)
+        return self._at(f"{self._endpoint}/{place}")
 
-    def _choose(self, reference: Reference) -> tuple["Tree", Choice]:
+    def card(self, reference: Reference) -> Card:
+        """What a repository offers and what is said of it, for people who have no access to its files too."""
+        with self._words(reference):
+            tree, choice, problem = self._offered(reference)
+            about = self._about(reference, tree)
+            branches, tags = self._shown_refs(reference)
+        offers = tuple(_offer(one, tree) for one in _choices(tree))
+        first = choice.files[0] if choice else None
+        return Card(
+            reference,
+            offers,
+            next((offer.version for offer in offers if offer.files and offer.files[0].name == first), None),
+            problem,
+            about,
+            tree.revision,
+            branches,
+            tags,
+            f"{self._endpoint}/{reference.path}",
+        )
+
+    def versions(self, reference: Reference) -> tuple[str, ...]:
+        """Every version that can be written: quantizations, or files where they share one; branches; tags."""
+        with self._words(reference):
+            tree = self._listed(reference, reference.pin)
+            branches, tags = self._refs(reference)
+        return tuple(dict.fromkeys((*labels(tree.files), *branches, *tags)))
+
+    def _offered(self, reference: Reference) -> tuple["Tree", Choice | None, str]:
+        """The files that a reference is about, and what would be taken of them or why nothing would."""
+        looked: list[Tree] = []
+
+        def look(reference: Reference, revision: str | None) -> Tree:
+            looked.append(self._listed(reference, revision))
+            return looked[-1]
+
+        try:
+            return *self._choose(reference, look), ""
+        except (UnsupportedModel, UsageError) as error:
+            return looked[-1], None, error.message
+
+    def _about(self, reference: Reference, tree: "Tree") -> About:
+        """What the owner and the hub say. What of it cannot be had is left out: the files count."""
+        client = Client(_LIMITS)
+        place = f"{self._endpoint}/api/models/{reference.path}/revision/{tree.revision.commit}"
+        query = "&".join(f"expand={name}" for name in hubcard.EXPAND.split())
+        about = hubcard.about(_json(client.get(self._at(f"{place}?{query}"), LARGEST_ANSWER)))
+        about = replace(about, access=self._may_read(reference) if tree.gated else None)
+        if about.access is False or "README.md" not in tree.files:
+            return about
+        readme = f"{self._endpoint}/{reference.path}/resolve/{tree.revision.commit}/README.md"
+        with contextlib.suppress(MdlError):
+            head = client.peek(self._at(readme), 0, MOST_READ)
+            return replace(about, description=introduction(head))
+        return about
+
+    def _may_read(self, reference: Reference) -> bool:
+        try:
+            self._api.auth_check(reference.path)
+        except errors.GatedRepoError:
+            return False
+        return True
+
+    def _shown_refs(self, reference: Reference) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Branches and tags, bounded; none where a hub does not list them."""
+        try:
+            branches, tags = self._refs(reference)
+        except errors.HfHubHTTPError:
+            return (), ()
+        return tuple(branches[:MOST_REFS]), tuple(tags[:MOST_REFS])
+
+    def _at(self, url: str) -> Remote:
+        return Remote(url, {"Authorization": f"Bearer {self._token}"} if self._token else {})
+
+    def _choose(
+        self, reference: Reference, look: "Callable[[Reference, str | None], Tree] | None" = None
+    ) -> tuple["Tree", Choice]:
+        look = look or self._tree
         version = None if reference.version == MAIN else reference.version
-        tree = self._tree(reference, reference.pin)
+        tree = look(reference, reference.pin)
         choice = choose(tree.sizes, version, MAIN)
         if choice is not None:
             return tree, choice
@@ -107,7 +188,7 @@ class HuggingFace:
         if reference.pin is not None:
             raise self._no_version(reference, tree, revisions=False)
         try:
-            tree = self._tree(reference, version)
+            tree = look(reference, version)
         except errors.RevisionNotFoundError:
             raise self._no_version(reference, tree, revisions=True) from None
         choice = choose(tree.sizes, None, version)
@@ -116,17 +197,21 @@ class HuggingFace:
         return tree, replace(choice, version=version, note=note)
 
     def _tree(self, reference: Reference, revision: str | None) -> "Tree":
+        """The files at a revision, all of which may be fetched."""
+        tree = self._listed(reference, revision)
+        if tree.gated:  # anybody may list its files, and only their bytes are refused
+            self._api.auth_check(reference.path)
+        return tree
+
+    def _listed(self, reference: Reference, revision: str | None) -> "Tree":
         """The files at a revision, all of the one commit that it is now."""
         with self._understood():
             info = self._api.model_info(reference.path, revision=revision, expand=["sha", "gated"])
             commit = info.sha or ""
             if not _COMMIT.fullmatch(commit):
                 raise ValueError
-        if info.gated:  # anybody may list its files, and only their bytes are refused
-            self._api.auth_check(reference.path)
-        with self._understood():
             files = self._files(reference, commit)
-        return Tree(self._revision(reference, revision, commit), files)
+        return Tree(self._revision(reference, revision, commit), files, bool(info.gated))
 
     def _files(self, reference: Reference, commit: str) -> dict[str, RepoFile]:
         files: dict[str, RepoFile] = {}
@@ -234,6 +319,32 @@ class HuggingFace:
     def _revisions(self, reference: Reference, wanted: str) -> list[str]:
         branches, tags = self._refs(reference)
         return _nearest(wanted, [*branches, *tags])
+
+
+def _choices(tree: Tree) -> list[Choice]:
+    try:
+        return choices(tree.sizes, tree.revision.name or MAIN, MOST_OFFERS)
+    except UnsupportedModel:  # what it holds instead is the card's problem
+        return []
+
+
+def _offer(choice: Choice, tree: Tree) -> Offer:
+    """A version with its files; without them where one has a name that is refused."""
+    try:
+        return Offer(
+            choice.version, tuple(_file(name, tree.files[name]) for name in choice.files), choice.problem
+        )
+    except IntegrityError as error:
+        return Offer(choice.version, (), error.message)
+
+
+def _json(response: Response) -> dict[str, Any]:
+    """The object that a hub answered, empty where it is none."""
+    try:
+        document = json.loads(response.body) if response.status == 200 else {}
+    except (ValueError, RecursionError):
+        return {}
+    return document if isinstance(document, dict) else {}
 
 
 def _nearest(wanted: str, names: list[str]) -> list[str]:

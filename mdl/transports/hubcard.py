@@ -1,0 +1,80 @@
+"""What a hub's own words on a model mean: JSON in, `About` out. Pure; every field may hold anything.
+
+The fields: https://huggingface.co/docs/hub/api and https://huggingface.co/docs/hub/model-cards; cardData
+is the front matter of the README that the model's owner wrote.
+"""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from mdl.card import About
+from mdl.header import count, line, lines
+
+# What is asked for: without `expand` a hub answers with less of this, and with the list of all files.
+EXPAND = "cardData downloads gated gguf lastModified library_name likes pipeline_tag private safetensors tags"
+
+
+def about(document: Mapping[str, Any]) -> About:
+    """What is told there; what is missing or of the wrong kind is unknown."""
+    card, gguf, weights = (_mapping(document.get(name)) for name in ("cardData", "gguf", "safetensors"))
+    return About(
+        license=_license(card) or _tagged(document, "license:"),
+        license_link=_address(card.get("license_link")),
+        gate=_gate(document.get("gated")),
+        private=private if isinstance(private := document.get("private"), bool) else None,
+        downloads=count(document.get("downloads")),
+        likes=count(document.get("likes")),
+        modified=_time(document.get("lastModified")),
+        task=line(document.get("pipeline_tag")) or line(card.get("pipeline_tag")),
+        library=line(document.get("library_name")),
+        topics=tuple(tag for tag in lines(document.get("tags")) if ":" not in tag),
+        languages=_several(card.get("language")),
+        base_models=_several(card.get("base_model")),
+        architecture=line(gguf.get("architecture")),
+        parameters=_number(gguf.get("total")) or _number(weights.get("total")),
+        context_length=_number(gguf.get("context_length")),
+    )
+
+
+def _mapping(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _number(value: object) -> int | None:
+    return None if isinstance(value, list) else count(value)
+
+
+def _several(value: object) -> tuple[str, ...]:
+    """One text or a list of them, as front matter has it."""
+    return lines(value if isinstance(value, list) else [value])
+
+
+def _license(card: Mapping[str, Any]) -> str | None:
+    """The licence's name; `other` stands for one that has a name of its own."""
+    stated = next(iter(_several(card.get("license"))), None)
+    return line(card.get("license_name")) or stated if stated in (None, "other") else stated
+
+
+def _tagged(document: Mapping[str, Any], prefix: str) -> str | None:
+    found = (tag.removeprefix(prefix) for tag in lines(document.get("tags")) if tag.startswith(prefix))
+    return next(found, None)
+
+
+def _address(value: object) -> str | None:
+    """A link that can be shown: a web address, or the name of a file of the repository."""
+    text = line(value)
+    return text if text and " " not in text else None
+
+
+def _gate(value: object) -> str | None:
+    """`auto` or `manual`: whether everybody is let in who accepts the conditions."""
+    return line(value) or ("manual" if value is True else None)
+
+
+def _time(value: object) -> datetime | None:
+    try:
+        moment = datetime.fromisoformat(value) if isinstance(value, str) else None
+    except ValueError:
+        return None
+    return moment.replace(tzinfo=moment.tzinfo or UTC) if moment else None
