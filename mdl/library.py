@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
 
 from mdl.config import Settings
 from mdl.errors import AuthError, MdlError, NetworkError, NotFound, UnsupportedModel, UsageError
@@ -15,10 +15,13 @@ from mdl.reference import LONGEST, Reference, show
 from mdl.store import Store
 
 if TYPE_CHECKING:
+    from mdl.card import Card
     from mdl.download import Progress
     from mdl.fetch import Fetcher, Plan
+    from mdl.transports import Transport
     from mdl.weights import Refusal, Weights
 
+T = TypeVar("T")
 Outcome = Literal["found", "miss", "skipped", "error"]
 SHORTEST_DIGEST = 6  # hex digits of sha256:PREFIX
 SHORTEST_PIN = 7  # of a commit
@@ -176,6 +179,24 @@ class Library:
             return Plan(Manifest(model.reference, model.files), frozenset(file.name for file in model.files))
         fetcher, manifest = self._offered(resolution, Watch(), include)
         return fetcher.plan(manifest)
+
+    def card(self, text: str) -> "tuple[Transport, Card]":
+        """What the source of a model says of it, and the way to its files there.
+
+        Raises what `download` does, and UnsupportedModel where the source cannot be asked.
+        """
+
+        def ask(place: Reference) -> "tuple[Transport, Card]":
+            from mdl.transports import Cards
+
+            transport = self._transport(place)
+            if isinstance(transport, Cards):
+                return transport, transport.card(place)
+            raise UnsupportedModel(
+                f"{place} has no card: its source tells nothing but its files", hint=f"mdl inspect {place}"
+            )
+
+        return _at_first(self.resolve(text), ask)
 
     def list(self) -> Models:
         return self.store.models()
@@ -398,39 +419,38 @@ class Library:
     def _offered(
         self, resolution: Resolution, watch: Watch, include: Sequence[str]
     ) -> "tuple[Fetcher, Manifest]":
-        """Who fetches a model, and what its source has; for a short name, the first place that has it."""
-        places = (_source(resolution), *resolution.others)
-        misses = []
-        for place in places:
+        """Who fetches a model, and what its source has."""
+
+        def ask(place: Reference) -> "tuple[Fetcher, Manifest]":
             fetcher = self._fetcher(place, watch)
-            try:
-                return fetcher, _included(fetcher.transport.manifest(place), include)
-            except (NotFound, AuthError) as failure:
-                if len(places) == 1:
-                    raise
-                misses.append(failure.message)
-        raise NotFound(f"{show(resolution.name)} is nowhere: {'; '.join(misses)}", hint="write its full name")
+            return fetcher, _included(fetcher.transport.manifest(place), include)
+
+        return _at_first(resolution, ask)
 
     def _is_out_of_reach(self, reference: Reference) -> bool:
         return self.settings.offline and reference.scheme != "file"
 
     def _fetcher(self, reference: Reference, watch: Watch) -> "Fetcher":
-        from mdl import transports
         from mdl.download import Downloader
         from mdl.fetch import Fetcher
         from mdl.remote import Limits
+
+        transport = self._transport(reference)
+        limits = Limits(files=self.settings.jobs, connections=self.settings.connections)
+        downloader = Downloader(limits, watch.progress)
+        return Fetcher(
+            self.store, transport, downloader, lambda name: watch.note(f"another mdl fetches {name}: waiting")
+        )
+
+    def _transport(self, reference: Reference) -> "Transport":
+        from mdl import transports
 
         if self._is_out_of_reach(reference):
             raise NotFound(
                 f"{reference} cannot be fetched: mdl is offline",
                 hint="leave out --offline, or unset HF_HUB_OFFLINE",
             )
-        transport = transports.load(reference, self.settings)
-        limits = Limits(files=self.settings.jobs, connections=self.settings.connections)
-        downloader = Downloader(limits, watch.progress)
-        return Fetcher(
-            self.store, transport, downloader, lambda name: watch.note(f"another mdl fetches {name}: waiting")
-        )
+        return transports.load(reference, self.settings)
 
     def _export(self, model: Model, destination: Path | None) -> Model:
         """What needs no download, copied to where the user wants it."""
@@ -466,6 +486,20 @@ def _source(resolution: Resolution) -> Reference:
         return resolution.reference
     written = Reference.parse(name) if not name.startswith("sha256:") else model.reference
     return written if written.model == model.reference.model else model.reference
+
+
+def _at_first(resolution: Resolution, ask: Callable[[Reference], T]) -> T:
+    """What is answered by the first of the places where a name is looked for that has the model."""
+    places = (_source(resolution), *resolution.others)
+    misses = []
+    for place in places:
+        try:
+            return ask(place)
+        except (NotFound, AuthError) as failure:
+            if len(places) == 1:
+                raise
+            misses.append(failure.message)
+    raise NotFound(f"{show(resolution.name)} is nowhere: {'; '.join(misses)}", hint="write its full name")
 
 
 def _listed(names: Sequence[Reference]) -> str:

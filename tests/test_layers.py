@@ -41,6 +41,7 @@ ALLOWED = {
         "config",
         "model",
         "reference",
+        "card",
         "fetch",
         "download",
         "remote",

@@ -10,10 +10,11 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
+from mdl.card import Card, of_manifest
 from mdl.errors import AuthError, MdlError, NetworkError, UnsupportedModel
 from mdl.filename import role, split_of
 from mdl.model import File, Manifest, Revision
-from mdl.reference import Reference
+from mdl.reference import ONLY, Reference
 from mdl.remote import Answer, Client, Limits, Remote, shown
 
 if TYPE_CHECKING:
@@ -52,6 +53,10 @@ class Http:
         )
         revision = _revision([found.validator for found in seen.values()])
         return Manifest(reference, files, revision, source=str(reference))
+
+    def card(self, reference: Reference) -> Card:
+        """The file and its size: an address says no more of what lies there."""
+        return of_manifest(self.manifest(reference), ONLY)
 
     def remote(self, manifest: Manifest, file: File) -> Remote:
         """The address of one part; it lies beside the one that was named."""
