@@ -81,6 +81,7 @@ class About:
     architecture: str | None = None
     parameters: int | None = None
     context_length: int | None = None
+    quantizer: str | None = None  # the method of weights that llama.cpp does not run: awq, gptq
 
 
 @dataclass(frozen=True, slots=True)

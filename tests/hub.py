@@ -34,6 +34,7 @@ class Repository:
     commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
     branches: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
+    info: dict[str, Any] = field(default_factory=dict)  # what else the hub says of it: cardData, downloads…
 
     def commit(self, files: Mapping[str, bytes], branch: str = "main") -> str:
         """Put these files in place of all that were there; the new commit."""
@@ -276,7 +277,8 @@ class _Handler(BaseHTTPRequestHandler):
         if sha is None:
             return _error(404, "RevisionNotFound", f"Invalid rev id: {revision}")
         if verb == "revision":
-            return _json({"id": name, "sha": sha, "gated": repository.gated, "private": repository.private})
+            state = {"id": name, "sha": sha, "gated": repository.gated, "private": repository.private}
+            return _json({**repository.info, **state})
         return self._tree(repository.commits[sha], int(query.get("cursor", ["0"])[0]))
 
     def _tree(self, files: Mapping[str, bytes], start: int) -> Answer:

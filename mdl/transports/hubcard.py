@@ -12,12 +12,15 @@ from mdl.card import About
 from mdl.header import count, line, lines
 
 # What is asked for: without `expand` a hub answers with less of this, and with the list of all files.
-EXPAND = "cardData downloads gated gguf lastModified library_name likes pipeline_tag private safetensors tags"
+EXPAND = "cardData config downloads gated gguf lastModified library_name likes pipeline_tag private"
+EXPAND += " safetensors tags"
 
 
 def about(document: Mapping[str, Any]) -> About:
     """What is told there; what is missing or of the wrong kind is unknown."""
-    card, gguf, weights = (_mapping(document.get(name)) for name in ("cardData", "gguf", "safetensors"))
+    card, config, gguf, weights = (
+        _mapping(document.get(name)) for name in ("cardData", "config", "gguf", "safetensors")
+    )
     return About(
         license=_license(card) or _tagged(document, "license:"),
         license_link=_address(card.get("license_link")),
@@ -31,9 +34,10 @@ def about(document: Mapping[str, Any]) -> About:
         topics=tuple(tag for tag in lines(document.get("tags")) if ":" not in tag),
         languages=_several(card.get("language")),
         base_models=_several(card.get("base_model")),
-        architecture=line(gguf.get("architecture")),
+        architecture=line(gguf.get("architecture")) or line(config.get("model_type")),
         parameters=_number(gguf.get("total")) or _number(weights.get("total")),
         context_length=_number(gguf.get("context_length")),
+        quantizer=line(_mapping(config.get("quantization_config")).get("quant_method")),
     )
 
 
