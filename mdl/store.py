@@ -107,7 +107,7 @@ class Store:
         """
         blob = self.blob(sha256)
         with disk_errors(blob):
-            self.blobs.mkdir(parents=True, exist_ok=True)
+            _make_folder(self.blobs)
             if not anew and self.has_blob(File("content", partial.stat().st_size, sha256)):
                 partial.unlink()
                 return blob
@@ -143,6 +143,8 @@ class Store:
             gone = self.incoming / f"{unique()}.removed"
             self.incoming.mkdir(parents=True, exist_ok=True)
             model.folder.rename(gone)
+            with contextlib.suppress(FileNotFoundError):  # another remover took the empty parent away
+                _sync(model.folder.parent)  # or a power failure could bring back a folder without its files
             shutil.rmtree(gone)
             self._remove_empty(model.folder.parent)
         return self._free(model.files)
@@ -241,8 +243,8 @@ class Store:
     def _publish(self, staged: Path, folder: Path) -> None:
         for _ in range(COMMIT_TRIES):
             self._refuse_outside(folder)
-            folder.parent.mkdir(parents=True, exist_ok=True)
             try:
+                _make_folder(folder.parent)
                 exchange(staged, folder)
             except FileNotFoundError:  # a remover took the empty parent away
                 continue
@@ -409,7 +411,7 @@ def exchange(staged: Path, folder: Path) -> None:
             aside = staged.with_suffix(".removed")
             folder.rename(aside)
             staged.rename(folder)
-            shutil.rmtree(aside, ignore_errors=True)
+            aside.rename(staged)
 
 
 def _swap(one: Path, other: Path) -> bool:
@@ -503,6 +505,14 @@ def _lease_name(folder: Path) -> str:
     import hashlib
 
     return hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:32] + ".lease"
+
+
+def _make_folder(folder: Path) -> None:
+    """Create a folder with its parents, so that they are still there after a power failure."""
+    missing = [place for place in (folder, *folder.parents) if not place.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for place in reversed(missing):
+        _sync(place.parent)
 
 
 def _sync(folder: Path) -> None:
