@@ -1,12 +1,17 @@
 """What --json prints, as cli.md promises it to scripts: records in, plain dictionaries out."""
 
+import dataclasses
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from mdl.model import Model
+from mdl.model import File, Model
 
 if TYPE_CHECKING:
+    from mdl.card import Offer
     from mdl.fetch import Plan
+    from mdl.header import Facts
     from mdl.library import Resolution
+    from mdl.survey import Survey
 
 
 def model(model: Model) -> dict[str, Any]:
@@ -30,10 +35,75 @@ def model(model: Model) -> dict[str, Any]:
         "folder": str(model.folder),
         "partial": model.partial,
         "problem": model.problem or None,
-        "files": [
-            {"name": file.name, "size": file.size, "sha256": file.sha256, "role": file.role}
-            for file in model.files
-        ],
+        "files": files(model.files),
+    }
+
+
+def files(files: Sequence[File]) -> list[dict[str, Any]]:
+    return [
+        {"name": file.name, "size": file.size, "sha256": file.sha256, "role": file.role} for file in files
+    ]
+
+
+def facts(facts: "Facts") -> dict[str, Any]:
+    """What a header says, but for the template, which is long."""
+    found = dataclasses.asdict(facts)
+    del found["chat_template"]
+    return found
+
+
+def card(found: "Survey", *, here: bool) -> dict[str, Any]:
+    """A model at its source; what is not known is null. `version` is the one that the name means, null where
+    it means none, and then `problem` says why. `header` is that of the version `header_of`, and `bytes_read`
+    is what reading it took of all its bytes."""
+    card, about = found.card, found.card.about
+    return {
+        "reference": str(card.reference),
+        "host": card.reference.host or None,
+        "path": card.reference.path,
+        "name": card.reference.name,
+        "version": card.chosen,
+        "here": here,
+        "source": card.source or None,
+        "revision": {name: value or None for name, value in card.revision._asdict().items()},
+        "branches": list(card.branches),
+        "tags": list(card.tags),
+        "kind": found.kind,
+        "description": about.description or None,
+        "license": about.license,
+        "license_link": about.license_link,
+        "gate": about.gate,
+        "access": about.access,
+        "private": about.private,
+        "downloads": about.downloads,
+        "likes": about.likes,
+        "modified": about.modified.isoformat() if about.modified else None,
+        "task": about.task,
+        "library": about.library,
+        "topics": list(about.topics),
+        "languages": list(about.languages),
+        "base_models": list(about.base_models),
+        "quantizer": about.quantizer,
+        "architecture": found.architecture,
+        "parameters": found.parameters,
+        "context_length": found.context_length,
+        "header": facts(found.facts) if found.facts else None,
+        "header_of": found.sample.version if found.sample else None,
+        "header_problem": found.unread or None,
+        "bytes_read": found.read,
+        "problem": card.problem or None,
+        "versions": [_offer(offer) for offer in card.offers],
+    }
+
+
+def _offer(offer: "Offer") -> dict[str, Any]:
+    return {
+        "version": offer.version,
+        "format": offer.format,
+        "quantization": offer.quantization,
+        "size": offer.size,
+        "problem": offer.problem or None,
+        "files": files(offer.files),
     }
 
 

@@ -1,12 +1,11 @@
 """What a model is, for `mdl inspect`: header, files, template, licence, versions. Knows no terminal."""
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 from mdl import documents, gguf, safetensors
 from mdl.errors import NotFound
-from mdl.header import Facts, Tensor
+from mdl.header import Tensor
 from mdl.library import Library
 from mdl.model import Model
 from mdl.weights import Weights
@@ -19,7 +18,7 @@ def describe(library: Library, model: Model, weights: Weights) -> dict[str, Any]
     """Everything but the header's raw keys and tensors."""
     return {
         **documents.model(model),
-        "header": _facts(weights.facts),
+        "header": documents.facts(weights.facts),
         "source": model.source or None,
         "template": weights.facts.chat_template,
         "license": license_text(model) or weights.facts.license,
@@ -86,12 +85,6 @@ def license_text(model: Model) -> str | None:
         with path.open("rb") as file:
             return file.read(LONGEST_TEXT).decode("utf-8", "replace")
     return None
-
-
-def _facts(facts: Facts) -> dict[str, Any]:
-    found = dataclasses.asdict(facts)
-    del found["chat_template"]
-    return found
 
 
 def _shortened(value: Any) -> Any:

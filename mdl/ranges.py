@@ -4,6 +4,7 @@ A header with a large vocabulary takes 5 to 15 MB, and nothing says so before it
 beginnings are asked for until the reader is content.
 """
 
+import threading
 from functools import partial
 
 from mdl import gguf
@@ -18,10 +19,11 @@ _LIMITS = Limits(retries=3, backoff=0.5, longest_wait=30)  # somebody waits
 
 
 class Ranges:
-    """Beginnings of files. `read` counts the bytes that were taken for them."""
+    """Beginnings of files. `read` counts the bytes that were taken for them. For several threads."""
 
     def __init__(self) -> None:
         self.read = 0
+        self._counting = threading.Lock()
         self._client = Client(_LIMITS)
 
     def header(self, remote: Remote, size: int | None, first: int = FIRST_READ) -> gguf.Header:
@@ -64,5 +66,6 @@ class Ranges:
         body = bytearray()
         while len(body) < size and (data := answer.read(min(size - len(body), _CHUNK))):
             body += data
-            self.read += len(data)
+            with self._counting:
+                self.read += len(data)
         return bytes(body)

@@ -15,7 +15,7 @@ from mdl.errors import MdlError, UsageError
 COMMANDS = {
     "download": "mdl.cli.models:download",
     "list": "mdl.cli.models:list_models",
-    "inspect": "mdl.cli.models:inspect",
+    "inspect": "mdl.cli.inspecting:inspect",
     "resolve": "mdl.cli.models:resolve",
     "rm": "mdl.cli.models:remove",
     "alias": "mdl.cli.models:alias",

@@ -1,0 +1,134 @@
+"""The command that tells all about one model: inspect, of what is here and of what is elsewhere."""
+
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from mdl import ui
+from mdl.cli import options
+from mdl.cli.options import Json, Model, ModelOption
+from mdl.errors import NotFound
+
+
+def inspect(
+    name: Model = None,
+    model: ModelOption = None,
+    files: Annotated[bool, typer.Option("--files", help="Only the files.")] = False,
+    template: Annotated[bool, typer.Option("--template", help="Only the chat template.")] = False,
+    license: Annotated[bool, typer.Option("--license", help="Only the licence.")] = False,
+    metadata: Annotated[bool, typer.Option("--metadata", help="Only the header's keys and values.")] = False,
+    tensors: Annotated[bool, typer.Option("--tensors", help="Only the tensors.")] = False,
+    key: Annotated[
+        str | None, typer.Option(metavar="KEY", help="The whole value of one key of the header.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Header, files, template, licence and versions of a model."""
+    from mdl import inspection
+
+    library = options.open_library()
+    found = library.here(options.one(name, model))
+    weights = library.weights(found)
+    asked = {
+        "files": files,
+        "template": template,
+        "license": license,
+        "metadata": metadata,
+        "tensors": tensors,
+    }
+    wanted = [part for part, is_asked in asked.items() if is_asked]
+    if key is not None:
+        value = inspection.value(weights, key)
+        _show_value(value, json=json, name=key)
+    elif wanted:
+        parts = {part: inspection.part(found, weights, part) for part in wanted}
+        if json:
+            ui.show_json(parts)
+        for part in [] if json else wanted:
+            _SHOW.get(part, _show_text)(parts[part])
+    elif json:
+        ui.show_json(inspection.describe(library, found, weights))
+    else:
+        _show_model(inspection.describe(library, found, weights))
+
+
+def _show_value(value: Any, *, json: bool, name: str) -> None:
+    if json:
+        ui.show_json({name: value})
+    else:
+        for line in value if isinstance(value, list) else [value]:
+            ui.out(ui.inert(str(line)))
+
+
+def _show_text(text: str | None) -> None:
+    if text is None:
+        raise NotFound("the model has none", hint="mdl inspect MODEL shows what it has")
+    ui.out(ui.inert(text.rstrip("\n")))
+
+
+def _show_files(files: list[dict[str, Any]]) -> None:
+    rows = [
+        (file["name"], ui.size(file["size"]), file["role"], (file["sha256"] or "-")[:12]) for file in files
+    ]
+    ui.table(("FILE", "SIZE", "ROLE", "SHA256"), rows, right=(1,))
+
+
+def _show_metadata(metadata: dict[str, Any]) -> None:
+    for key, value in metadata.items():
+        text = (
+            f"{value['count']:,} x {value['array']}"
+            if isinstance(value, dict) and "array" in value
+            else str(value)
+        )
+        shown = ui.inert(text, one_line=True)
+        ui.out(f"{ui.inert(key, one_line=True)} = {shown[:200]}{'…' if len(shown) > 200 else ''}")
+
+
+def _show_tensors(tensors: list[dict[str, Any]]) -> None:
+    rows = [(t["name"], " x ".join(map(str, t["shape"])), t["type"], ui.size(t["size"])) for t in tensors]
+    ui.table(("TENSOR", "SHAPE", "TYPE", "SIZE"), rows, right=(3,))
+
+
+_SHOW: dict[str, Callable[[Any], None]] = {
+    "files": _show_files,
+    "metadata": _show_metadata,
+    "tensors": _show_tensors,
+}
+
+
+def _show_model(described: dict[str, Any]) -> None:
+    header = described["header"]
+    license_line = (described["license"] or "-").strip().partition("\n")[0]
+    facts = (
+        ("reference", described["reference"]),
+        ("version", described["version"]),
+        ("name", header["name"]),
+        ("kind", f"{described['kind']} ({described['format']})"),
+        ("architecture", header["architecture"]),
+        ("parameters", ui.amount(header["parameters"])),
+        ("quantization", header["quantization"]),
+        ("context", header["context_length"]),
+        ("embedding", header["embedding_length"]),
+        ("layers", header["layers"]),
+        ("vocabulary", header["vocabulary"]),
+        ("experts", header["experts"]),
+        ("base model", header["base_model"]),
+        ("template", "yes" if described["template"] else "no"),
+        ("license", license_line),
+        ("source", described["source"]),
+        ("revision", (described["revision"]["commit"] or "")[:12]),
+        ("folder", described["folder"]),
+    )
+    for label, value in facts:
+        if value not in (None, "", "-"):
+            ui.out(f"{label:<13} {ui.inert(str(value), one_line=True)}")
+    ui.out("")
+    _show_files(described["files"])
+    if len(described["versions"]) > 1:
+        ui.out("")
+        ui.table(
+            ("VERSION", "SIZE"),
+            [(v["version"], ui.size(v["size"])) for v in described["versions"]],
+            right=(1,),
+        )
