@@ -50,7 +50,12 @@ _mdl_about() {
                 --metadata
                 --tensors
                 --key=TEXT
+                --remote
+                --ctx=TEXT
+                --insecure
+                --ca=FILE
                 --json
+                --offline
                 --help -h
             '
             ;;

@@ -2,7 +2,7 @@
 
 # The words before the cursor that are neither options nor their values: a command and its arguments.
 function __mdl_words
-    set -l valued --model -m --destination --include --jobs --ca --sort --filter --key --system --temperature --top-p --top-k --seed --max-tokens --stop --ctx --gpu-layers --threads --adapter --session --pull --host --port --api-key --parallel --idle --max-models --allow-host
+    set -l valued --model -m --destination --include --jobs --ca --sort --filter --key --ctx --system --temperature --top-p --top-k --seed --max-tokens --stop --gpu-layers --threads --adapter --session --pull --host --port --api-key --parallel --idle --max-models --allow-host
     set -l words (commandline -opc)
     set -e words[1]
     set -l is_value no
@@ -47,7 +47,7 @@ complete -c mdl -n __mdl_expects_command -l version -d 'Print the version and le
 complete -c mdl -n __mdl_expects_command -l help -s h -d 'Show this message and exit'
 complete -c mdl -n __mdl_expects_command -a download -d 'Fetch models, or what of them is missing. Prints the folder of each'
 complete -c mdl -n __mdl_expects_command -a list -d 'The models on this machine'
-complete -c mdl -n __mdl_expects_command -a inspect -d 'Header, files, template, licence and versions of a model'
+complete -c mdl -n __mdl_expects_command -a inspect -d 'Header, files, template, licence and versions of a model, here or at its source'
 complete -c mdl -n __mdl_expects_command -a resolve -d 'How a reference is decided, step by step'
 complete -c mdl -n __mdl_expects_command -a rm -d 'Remove versions from the cache, with what only they use'
 complete -c mdl -n __mdl_expects_command -a alias -d 'Names of your own for models: mdl alias set fast Qwen/Qwen3-0.6B-GGUF:Q8_0'
@@ -84,7 +84,12 @@ complete -c mdl -n '__mdl_command_is inspect show' -l license -d 'Only the licen
 complete -c mdl -n '__mdl_command_is inspect show' -l metadata -d 'Only the header\'s keys and values'
 complete -c mdl -n '__mdl_command_is inspect show' -l tensors -d 'Only the tensors'
 complete -c mdl -n '__mdl_command_is inspect show' -l key -x -d 'The whole value of one key of the header'
+complete -c mdl -n '__mdl_command_is inspect show' -l remote -d 'What its source has, even if the model is here'
+complete -c mdl -n '__mdl_command_is inspect show' -l ctx -x -d 'Tokens of prompt and answer together'
+complete -c mdl -n '__mdl_command_is inspect show' -l insecure -d 'Ask the registry by http, or whatever its certificate says'
+complete -c mdl -n '__mdl_command_is inspect show' -l ca -r -F -d 'Certificate authorities to trust besides the system\'s'
 complete -c mdl -n '__mdl_command_is inspect show' -l json -d 'Print one JSON document'
+complete -c mdl -n '__mdl_command_is inspect show' -l offline -d 'Never use the network'
 complete -c mdl -n '__mdl_command_is inspect show' -l help -s h -d 'Show this message and exit'
 complete -c mdl -n '__mdl_command_is inspect show; and __mdl_expects_first_argument' -a '(__mdl_models)'
 

@@ -1,7 +1,7 @@
 """What --json prints, as cli.md promises it to scripts: records in, plain dictionaries out."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mdl.model import File, Model
@@ -52,10 +52,10 @@ def facts(facts: "Facts") -> dict[str, Any]:
     return found
 
 
-def card(found: "Survey", *, here: bool) -> dict[str, Any]:
+def card(found: "Survey", here: Collection[str]) -> dict[str, Any]:
     """A model at its source; what is not known is null. `version` is the one that the name means, null where
     it means none, and then `problem` says why. `header` is that of the version `header_of`, and `bytes_read`
-    is what reading it took of all its bytes."""
+    is what reading it took. `here` are the versions that are on this machine."""
     card, about = found.card, found.card.about
     return {
         "reference": str(card.reference),
@@ -63,7 +63,7 @@ def card(found: "Survey", *, here: bool) -> dict[str, Any]:
         "path": card.reference.path,
         "name": card.reference.name,
         "version": card.chosen,
-        "here": here,
+        "here": bool(here),
         "source": card.source or None,
         "revision": {name: value or None for name, value in card.revision._asdict().items()},
         "branches": list(card.branches),
@@ -92,7 +92,7 @@ def card(found: "Survey", *, here: bool) -> dict[str, Any]:
         "header_problem": found.unread or None,
         "bytes_read": found.read,
         "problem": card.problem or None,
-        "versions": [_offer(offer) for offer in card.offers],
+        "versions": [{**_offer(offer), "here": offer.version in here} for offer in card.offers],
     }
 
 

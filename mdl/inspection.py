@@ -1,14 +1,17 @@
 """What a model is, for `mdl inspect`: header, files, template, licence, versions. Knows no terminal."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mdl import documents, gguf, safetensors
-from mdl.errors import NotFound
+from mdl.errors import NotFound, UnsupportedModel
 from mdl.header import Tensor
 from mdl.library import Library
 from mdl.model import Model
 from mdl.weights import Weights
+
+if TYPE_CHECKING:
+    from mdl.survey import Survey
 
 PARTS = ("files", "template", "license", "metadata", "tensors")
 LONGEST_TEXT = 1 << 20  # bytes that are read of a licence
@@ -45,8 +48,7 @@ def part(model: Model, weights: Weights, name: str) -> Any:
 def metadata(weights: Weights) -> dict[str, Any]:
     """The header's keys; of a long array its type and length."""
     if weights.format == "gguf":
-        found = gguf.read(weights.first).metadata
-        return {key: _shortened(value) for key, value in found.items()}
+        return _keys(gguf.read(weights.first))
     folder = weights.first.parent
     names = (safetensors.CONFIG, safetensors.ADAPTER_CONFIG)
     return {
@@ -62,6 +64,43 @@ def value(weights: Weights, key: str) -> Any:
     found: Mapping[str, Any] = (
         gguf.read(weights.first).metadata if weights.format == "gguf" else metadata(weights)
     )
+    chosen = _named(found, key)
+    return gguf.elements(weights.first, chosen) if isinstance(chosen, gguf.Array) else chosen
+
+
+def remote_part(found: "Survey", name: str) -> Any:
+    """One part of a model that is elsewhere, by its name in PARTS. Raises UnsupportedModel where its header
+    was not read."""
+    if name == "files":
+        return documents.files(list(dict.fromkeys(f for offer in found.card.offers for f in offer.files)))
+    if name == "license":
+        return found.card.about.license
+    header = _header(found)
+    if name == "template":
+        return gguf.facts(header).chat_template
+    if name == "metadata":
+        return _keys(header)
+    return [_tensor(tensor) for tensor in header.tensors]
+
+
+def remote_value(found: "Survey", key: str) -> Any:
+    """The value of one key; of a long array its type and length. Raises NotFound with the nearest name."""
+    return _shortened(_named(_header(found).metadata, key))
+
+
+def _header(found: "Survey") -> gguf.Header:
+    if found.header is None:
+        cause = found.unread or "it is no GGUF file, or may not be read"
+        raise UnsupportedModel(f"{found.card.reference} has no header to show: {cause}", "download it first")
+    return found.header
+
+
+def _keys(header: gguf.Header) -> dict[str, Any]:
+    return {key: _shortened(value) for key, value in header.metadata.items()}
+
+
+def _named(found: Mapping[str, Any], key: str) -> Any:
+    """The value of a key; raises NotFound with the nearest name."""
     if key not in found:
         import difflib
 
@@ -69,8 +108,7 @@ def value(weights: Weights, key: str) -> Any:
         raise NotFound(
             f"the header has no key {key!r}", hint=f"did you mean {near[0]}?" if near else "see --metadata"
         )
-    chosen = found[key]
-    return gguf.elements(weights.first, chosen) if isinstance(chosen, gguf.Array) else chosen
+    return found[key]
 
 
 def tensors(weights: Weights) -> list[Tensor]:

@@ -278,7 +278,10 @@ class _Handler(BaseHTTPRequestHandler):
             return _error(404, "RevisionNotFound", f"Invalid rev id: {revision}")
         if verb == "revision":
             state = {"id": name, "sha": sha, "gated": repository.gated, "private": repository.private}
-            return _json({**repository.info, **state})
+            asked = {
+                name: repository.info[name] for name in query.get("expand", ()) if name in repository.info
+            }
+            return _json({**asked, **state})
         return self._tree(repository.commits[sha], int(query.get("cursor", ["0"])[0]))
 
     def _tree(self, files: Mapping[str, bytes], start: int) -> Answer:

@@ -1,14 +1,20 @@
 """The command that tells all about one model: inspect, of what is here and of what is elsewhere."""
 
 from collections.abc import Callable
-from typing import Annotated, Any
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mdl import ui
 from mdl.cli import options
-from mdl.cli.options import Json, Model, ModelOption
+from mdl.cli.options import Authorities, ContextSize, Insecure, Json, Model, ModelOption, Offline
 from mdl.errors import NotFound
+
+if TYPE_CHECKING:
+    from mdl.library import Library
+    from mdl.model import Model as ModelRecord
+    from mdl.survey import Survey
 
 
 def inspect(
@@ -22,14 +28,29 @@ def inspect(
     key: Annotated[
         str | None, typer.Option(metavar="KEY", help="The whole value of one key of the header.")
     ] = None,
+    remote: Annotated[
+        bool, typer.Option("--remote", help="What its source has, even if the model is here.")
+    ] = False,
+    context: ContextSize = None,
+    insecure: Insecure = False,
+    ca: Authorities = None,
     json: Json = False,
+    offline: Offline = False,
 ) -> None:
-    """Header, files, template, licence and versions of a model."""
+    """Header, files, template, licence and versions of a model, here or at its source."""
     from mdl import inspection
 
-    library = options.open_library()
-    found = library.here(options.one(name, model))
-    weights = library.weights(found)
+    text = options.one(name, model)
+    library = options.open_library(offline=offline, ca=ca, insecure=[text] if insecure else (), ask=not json)
+    found = None if remote else _here(library, text)
+    if found is None:
+        from mdl.survey import survey
+
+        surveyed = survey(library, text)
+        value, part = partial(inspection.remote_value, surveyed), partial(inspection.remote_part, surveyed)
+    else:
+        weights = library.weights(found)
+        value, part = partial(inspection.value, weights), partial(inspection.part, found, weights)
     asked = {
         "files": files,
         "template": template,
@@ -39,18 +60,44 @@ def inspect(
     }
     wanted = [part for part, is_asked in asked.items() if is_asked]
     if key is not None:
-        value = inspection.value(weights, key)
-        _show_value(value, json=json, name=key)
+        _show_value(value(key), json=json, name=key)
     elif wanted:
-        parts = {part: inspection.part(found, weights, part) for part in wanted}
-        if json:
-            ui.show_json(parts)
-        for part in [] if json else wanted:
-            _SHOW.get(part, _show_text)(parts[part])
+        _show_parts({name: part(name) for name in wanted}, json=json)
+    elif found is None:
+        _show_card(library, surveyed, json=json)
     elif json:
         ui.show_json(inspection.describe(library, found, weights))
     else:
         _show_model(inspection.describe(library, found, weights))
+
+
+def _here(library: "Library", text: str) -> "ModelRecord | None":
+    """The model on this machine; None where it is elsewhere and may be asked about."""
+    resolution = library.resolve(text)
+    closed = library.settings.offline or library.settings.pull == "never"
+    if resolution.model is None and (closed or resolution.reference is None):
+        return library.here(text)  # which says why it is not
+    return resolution.model
+
+
+def _show_parts(parts: dict[str, Any], *, json: bool) -> None:
+    if json:
+        ui.show_json(parts)
+        return
+    for name, content in parts.items():
+        _SHOW.get(name, _show_text)(content)
+
+
+def _show_card(library: "Library", surveyed: "Survey", *, json: bool) -> None:
+    from mdl import documents
+
+    here = {model.version for model in library.versions(surveyed.card.reference)}
+    if json:
+        ui.show_json(documents.card(surveyed, here))
+        return
+    from mdl.cli import card
+
+    card.show(surveyed, here)
 
 
 def _show_value(value: Any, *, json: bool, name: str) -> None:

@@ -39,6 +39,9 @@ Authorities = Annotated[
     str | None,
     typer.Option("--ca", metavar="FILE", help="Certificate authorities to trust besides the system's."),
 ]
+ContextSize = Annotated[
+    int | None, typer.Option("--ctx", metavar="TOKENS", help="Tokens of prompt and answer together.")
+]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")]
 

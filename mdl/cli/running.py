@@ -8,7 +8,7 @@ import typer
 
 from mdl import ui
 from mdl.cli import options
-from mdl.cli.options import Json, ModelOption, Offline, Pull
+from mdl.cli.options import ContextSize, Json, ModelOption, Offline, Pull
 from mdl.errors import UsageError
 
 if TYPE_CHECKING:
@@ -23,9 +23,6 @@ AUTO = "auto"
 UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 LARGEST_INPUT = 64 << 20  # bytes of a prompt from a pipe
 
-ContextSize = Annotated[
-    int | None, typer.Option("--ctx", metavar="TOKENS", help="Tokens of prompt and answer together.")
-]
 GpuLayers = Annotated[
     str, typer.Option(metavar="auto|N", help="Layers on the GPU; auto: all, where llama.cpp has one.")
 ]
