@@ -12,6 +12,7 @@ from mdl.reference import ONE_VERSION, ONLY, UNKNOWN_VERSION, Reference, show
 
 SCHEMA = 1
 METADATA_NAME = ".metadata"
+_TO_READ = ("readme", "license", "other")  # roles of files that nothing is run with
 _SHA256 = r"[0-9a-f]{64}"
 _GIT_ID = r"[0-9a-f]{40}"
 _UNSAFE_NAME = r'[\x00-\x1f\x7f<>:"|?*\\]'
@@ -91,6 +92,7 @@ class Model:
     modified: datetime = field(default_factory=lambda: datetime.now(UTC))
     partial: bool = False
     problem: str = ""  # why it cannot be used, if so
+    damaged: tuple[str, ...] = ()  # files that are not what is recorded of them: downloading mends them
     place: Path | None = None  # what was named, where that is not the folder
 
     @property
@@ -111,12 +113,14 @@ class Model:
 
 def to_document(model: Model) -> dict[str, Any]:
     """The content of `.metadata`; `from_document` reads it back."""
+    found = {"damaged": list(model.damaged)} if model.damaged else {}
     return {
         "schema": SCHEMA,
         "reference": str(model.reference),
         "source": model.source,
         "created": model.modified,
         "partial": model.partial,
+        **found,
         "revision": model.revision._asdict(),
         "header": {name: value for name, value in model.summary._asdict().items() if value is not None},
         "files": [_file_document(file) for file in model.files],
@@ -131,18 +135,28 @@ def from_document(document: Mapping[str, Any], folder: Path, reference: Referenc
     try:
         if int(document["schema"]) > SCHEMA:
             raise IntegrityError(f"{folder / METADATA_NAME} was written by a newer mdl", hint="update mdl")
+        files = tuple(File(**entry) for entry in document["files"])
+        damaged = tuple(file.name for file in files if file.name in document.get("damaged", ()))
         return Model(
             reference=reference or Reference.parse(document["reference"]),
             folder=folder,
-            files=tuple(File(**entry) for entry in document["files"]),
+            files=files,
             summary=Summary(**document.get("header", {})),
             revision=Revision(**document.get("revision", {})),
             source=str(document.get("source", "")),
             modified=_time(document["created"]),
             partial=bool(document.get("partial", False)),
+            problem=_damage(files, damaged),
+            damaged=damaged,
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise IntegrityError(f"{folder / METADATA_NAME} is damaged ({error})") from None
+
+
+def _damage(files: tuple[File, ...], damaged: tuple[str, ...]) -> str:
+    """Why a version with damaged files cannot be used: it can where only what people read is damaged."""
+    needed = [file.name for file in files if file.name in damaged and file.role not in _TO_READ]
+    return f"damaged or missing: {', '.join(needed)}" if needed else ""
 
 
 def _time(value: Any) -> datetime:

@@ -9,10 +9,12 @@ A version appears by one rename of a finished, synced folder and disappears by o
 """
 
 import contextlib
+import errno
 import json
 import os
 import shutil
 import stat
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -29,6 +31,9 @@ DEEPEST = 16  # folders below models/ that are looked at
 LEFTOVER_AGE = 3600.0  # seconds after which what a killed process was putting together is swept away
 INDEX_SCHEMA = 2
 COMMIT_TRIES = 8
+LOCK_TRIES = 8
+_REMOVED = ".removed"
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 Describe = Callable[[Path], Model]  # what a folder without .metadata holds
 
@@ -92,13 +97,20 @@ class Store:
             return False
         return stat.S_ISREG(status.st_mode) and file.size in (None, status.st_size)
 
+    def has_sound_blob(self, file: File, model: Model | None) -> bool:
+        """The same, and it is not what was found to be damaged in a version."""
+        return self.has_blob(file) and not (model and self._is_known_as_damaged(file, model))
+
+    def is_whole(self, model: Model) -> bool:
+        """Whether all files of a version are as recorded, as far as that can be told without reading."""
+        return not model.damaged and all(self._is_in_place(file, model) for file in model.files)
+
     # Changing
 
     def partial(self, key: str) -> Path:
         """Where the bytes of a content gather until they are whole."""
         with disk_errors(self.incoming):
-            self.incoming.mkdir(parents=True, exist_ok=True)
-        return self.incoming / f"{key}.partial"
+            return self._own(self.incoming) / f"{key}.partial"
 
     def keep(self, partial: Path, sha256: str, *, anew: bool = False) -> Path:
         """Turn a complete, verified, synced file into the blob of its content, by one rename.
@@ -107,7 +119,7 @@ class Store:
         """
         blob = self.blob(sha256)
         with disk_errors(blob):
-            _make_folder(self.blobs)
+            self._own(self.blobs)
             if not anew and self.has_blob(File("content", partial.stat().st_size, sha256)):
                 partial.unlink()
                 return blob
@@ -123,9 +135,9 @@ class Store:
         blob has vanished meanwhile: the caller fetches it again.
         """
         folder = self.folder(model.reference)
-        staged = self.incoming / f"{unique()}.version"
         with disk_errors(folder):
-            staged.mkdir(parents=True)
+            staged = self._own(self.incoming) / f"{unique()}.version"
+            staged.mkdir()
             try:
                 self._fill(staged, model)
                 self._publish(staged, folder)
@@ -140,24 +152,82 @@ class Store:
         """
         with self.exclusive(model.folder), disk_errors(model.folder):
             self._refuse_outside(model.folder)
-            gone = self.incoming / f"{unique()}.removed"
-            self.incoming.mkdir(parents=True, exist_ok=True)
+            gone = self._own(self.incoming) / f"{unique()}{_REMOVED}"
             model.folder.rename(gone)
             with contextlib.suppress(FileNotFoundError):  # another remover took the empty parent away
                 _sync(model.folder.parent)  # or a power failure could bring back a folder without its files
-            shutil.rmtree(gone)
+            freed = sum(size_on_disk(status) for status in statuses(gone) if status.st_nlink == 1)
+            _remove_tree(gone)
             self._remove_empty(model.folder.parent)
-        return self._free(model.files)
+        return freed + self._free(model.files)
+
+    def mark(self, model: Model, damaged: Iterable[str]) -> None:
+        """Record which files of a version are damaged, by one rename; forgotten when it is committed again.
+
+        Goes by the folder itself and not by its name, which may be another version's a moment later.
+        """
+        names = set(damaged)
+        marked = replace(model, damaged=tuple(file.name for file in model.files if file.name in names))
+        with disk_errors(model.folder):
+            self._refuse_outside(model.folder)
+            beside = self._own(self.incoming) / f"{unique()}.marked"
+            beside.mkdir()
+            try:
+                write_metadata(beside, marked)
+                _replace_in(model, beside / METADATA_NAME)
+            finally:
+                shutil.rmtree(beside, ignore_errors=True)
+
+    def forget(self, sha256: str, seen: os.stat_result) -> None:
+        """Take the name from a content that was found to be another than its name says, so that nothing new
+        links to it. The versions that have it keep what they have."""
+        lock = self._lock("contents", shared=False, wait=True)
+        with lock, disk_errors(self.blobs), contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.lstat(self._own(self.blobs) / sha256), seen):
+                self.blob(sha256).unlink()
+
+    def restore(self, file: File, model: Model) -> bool:
+        """Whether the blob of a file, which was lost, could be had back from the version's own file."""
+        place = model.folder / file.name
+        if file.sha256 is None or file.name in model.damaged or not self._is_in_place(file, model):
+            return False
+        beside = self.partial(f"{unique()}.0")
+        with disk_errors(place):
+            link(place, beside)
+            if sha256_of(beside) == file.sha256:
+                self.keep(beside, file.sha256)
+            beside.unlink(missing_ok=True)
+        return self.has_blob(file)
+
+    def relink(self, contents: Iterable[str]) -> None:
+        """Give every version its files anew that has one of these contents and not their blob: it was damaged
+        there too, or another copy."""
+        wanted = set(contents)
+        for model in self.models():
+            if wanted.isdisjoint(file.sha256 for file in model.files) or self.is_whole(model):
+                continue
+            if all(self.has_sound_blob(file, model) for file in model.files):
+                with contextlib.suppress(BlockingIOError, FileNotFoundError), self.lease(model):
+                    self.commit(model)
 
     def sweep(self) -> None:
         """Remove what killed processes left and nobody can go on with. Partial downloads stay."""
-        with contextlib.suppress(OSError, Busy), self.contents_lock(shared=False):
-            entries = list(os.scandir(self.incoming))
-            names = [entry.name for entry in entries]
-            for entry in entries:
-                old = time.time() - entry.stat(follow_symlinks=False).st_mtime > LEFTOVER_AGE
-                if old and _is_leftover(entry.name, names):
-                    _discard(entry)
+        with contextlib.suppress(OSError, Busy, DiskError), self.contents_lock(shared=False):
+            for path in self.leftovers():
+                discard(path)
+
+    def leftovers(self, *, removed: bool = False) -> list[Path]:
+        """What killed processes left in incoming/ and nobody can go on with: it has lain there for a while,
+        but for what was being `removed`, if that is asked for."""
+        with disk_errors(self.incoming):
+            entries = list(os.scandir(self._own(self.incoming)))
+        names = [entry.name for entry in entries]
+        return [
+            Path(entry.path)
+            for entry in entries
+            if _is_leftover(entry.name, names)
+            and (_is_old(entry) or (removed and entry.name.endswith(_REMOVED)))
+        ]
 
     # Locks
 
@@ -202,6 +272,15 @@ class Store:
         finally:
             lock.__exit__(None, None, None)
 
+    def drop_lock(self, name: str) -> bool:
+        """Remove the file of a lock, unless somebody holds it; whether nobody did."""
+        try:
+            with self._lock(name, shared=False), contextlib.suppress(OSError):  # Windows removes no open file
+                (self.locks / name).unlink()
+        except BlockingIOError:
+            return False
+        return True
+
     def _excludes(self, name: str) -> bool:
         """Whether a held lock is seen by others: on some network file systems it is not."""
         try:
@@ -212,31 +291,70 @@ class Store:
 
     @contextlib.contextmanager
     def _lock(self, name: str, *, shared: bool, wait: bool = False) -> Iterator[None]:
-        import portalocker
+        with contextlib.ExitStack() as stack:
+            for _ in range(LOCK_TRIES):
+                file = self._lock_file(name)
+                if file is None:
+                    break
+                stack.enter_context(file)  # closing the file lets go
+                _take(file, shared=shared, wait=wait)
+                if _is_at(file, self.locks / name):  # else somebody has removed it before we had it
+                    break
+                stack.close()
+            yield
 
-        flags = portalocker.LockFlags.SHARED if shared else portalocker.LockFlags.EXCLUSIVE
-        with self._lock_file(name) as file:
-            try:
-                portalocker.lock(file, flags if wait else flags | portalocker.LockFlags.NON_BLOCKING)
-            except portalocker.AlreadyLocked:
-                raise BlockingIOError(name) from None
-            except portalocker.LockException:  # no locks on this file system
-                pass
-            yield  # closing the file lets go
-
-    def _lock_file(self, name: str) -> IO[bytes]:
+    def _lock_file(self, name: str) -> IO[bytes] | None:
+        """The open file of a lock; None where a full disk has no room for it, so that nobody holds it."""
+        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
         with disk_errors(self.locks):
-            self.locks.mkdir(parents=True, exist_ok=True)
-            return (self.locks / name).open("ab")
+            try:
+                return os.fdopen(os.open(self._own(self.locks) / name, flags, 0o666), "r+b", buffering=0)
+            except OSError as error:
+                if error.errno in _FULL:
+                    return None
+                raise
 
     # Inside
+
+    def _own(self, folder: Path) -> Path:
+        """One of the cache's own folders, made if need be. DiskError where somebody planted a link."""
+        for place in (folder, *folder.parents):
+            if place == self.root:
+                break
+            _refuse_link(place)
+        _make_folder(folder)
+        return folder
+
+    def _is_known_as_damaged(self, file: File, model: Model) -> bool:
+        return file.name in model.damaged and _is_same(model.folder / file.name, self.blob(file.sha256 or ""))
+
+    def _is_in_place(self, file: File, model: Model) -> bool:
+        """Whether a file of a version is there, of the right size, and its blob's other name."""
+        place, blob = model.folder / file.name, self.blob(file.sha256 or "")
+        try:
+            status = os.lstat(place)
+        except OSError:
+            return False
+        if not stat.S_ISREG(status.st_mode) or file.size not in (None, status.st_size):
+            return False
+        return _is_same(place, blob) or not self.has_blob(file) or not self._takes_links(blob)
+
+    def _takes_links(self, blob: Path) -> bool:
+        """Whether a content can have a second name: not on every file system, not of another's file."""
+        beside = self.incoming / f"{unique()}.0.partial"
+        try:
+            os.link(blob, beside, follow_symlinks=False)
+            beside.unlink()
+        except OSError:
+            return False
+        return True
 
     def _fill(self, staged: Path, model: Model) -> None:
         for file in model.files:
             if file.sha256 is None:
                 raise ValueError(f"{file.name} has no digest yet")
             link(self.blob(file.sha256), staged / file.name)
-        write_metadata(staged, replace(model, summary=self._describe(staged).summary))
+        write_metadata(staged, replace(model, summary=self._describe(staged).summary, damaged=()))
         for folder, _, _ in os.walk(staged, topdown=False):
             _sync(Path(folder))
 
@@ -255,10 +373,9 @@ class Store:
     def _refuse_outside(self, folder: Path) -> None:
         """Nothing is created or removed through a link that somebody planted in the tree."""
         for parent in (folder, *folder.parents):
+            _refuse_link(parent)
             if parent == self.tree:
                 return
-            if parent.is_symlink():
-                raise DiskError(f"{parent} is a link", hint="mdl changes nothing behind links in its tree")
         raise DiskError(f"{folder} is not in the cache")
 
     def _remove_empty(self, folder: Path) -> None:
@@ -269,15 +386,20 @@ class Store:
 
     def _free(self, files: tuple[File, ...]) -> int:
         """Remove the blobs that nothing links to any more, unless somebody is about to; bytes freed."""
-        freed = 0
+        contents = {file.sha256 for file in files if file.sha256}
         with contextlib.suppress(BlockingIOError), self.contents_lock(shared=False):
-            for blob in {self.blob(file.sha256) for file in files if file.sha256}:
-                with contextlib.suppress(OSError):
-                    status = os.lstat(blob)
-                    if status.st_nlink == 1:
-                        blob.unlink()
-                        freed += status.st_size
-        return freed
+            return sum(self.free(sha256) for sha256 in contents)
+        return 0
+
+    def free(self, sha256: str) -> int:
+        """Remove a blob that nothing links to, under the exclusive lock of the contents; bytes freed."""
+        with contextlib.suppress(OSError):
+            blob = self._own(self.blobs) / sha256
+            status = os.lstat(blob)
+            if status.st_nlink == 1:
+                blob.unlink()
+                return size_on_disk(status)
+        return 0
 
     def _at(self, folder: Path) -> Model | None:
         """The version in a folder; looked at again if another one took its place meanwhile."""
@@ -352,7 +474,7 @@ class Store:
 
 def _is_leftover(name: str, names: Sequence[str]) -> bool:
     key, *kind = name.split(".")
-    if kind in (["version"], ["removed"]) or kind[1:2] == ["partial"]:  # or of one whom no lock protected
+    if kind in (["version"], ["removed"], ["marked"]) or kind[1:2] == ["partial"]:  # of one no lock protected
         return True
     content = f"{key}.partial"
     return kind == ["partial", "parts"] and not any(
@@ -360,11 +482,59 @@ def _is_leftover(name: str, names: Sequence[str]) -> bool:
     )
 
 
-def _discard(entry: "os.DirEntry[str]") -> None:
-    if entry.is_dir(follow_symlinks=False):
-        shutil.rmtree(entry.path, ignore_errors=True)
+def _is_old(entry: "os.DirEntry[str]") -> bool:
+    try:
+        return time.time() - entry.stat(follow_symlinks=False).st_mtime > LEFTOVER_AGE
+    except OSError:
+        return False
+
+
+def _remove_tree(folder: Path) -> None:
+    """Remove a folder, which somebody else may be about to remove too."""
+
+    def tolerate(_call: object, _path: str, error: BaseException) -> None:
+        if not isinstance(error, FileNotFoundError):
+            raise error
+
+    if sys.version_info >= (3, 12):
+        shutil.rmtree(folder, onexc=tolerate)
     else:
-        Path(entry.path).unlink()
+        shutil.rmtree(folder, onerror=lambda call, path, found: tolerate(call, path, found[1]))
+
+
+def discard(path: Path) -> None:
+    """Remove what lies in incoming/, whatever it is. Nothing behind a link is touched."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def statuses(folder: Path) -> Iterator[os.stat_result]:
+    """Of all files that lie in a folder, at any depth, but `.metadata`; links are not followed."""
+    for entry in _entries(folder):
+        if entry.is_dir(follow_symlinks=False):
+            yield from statuses(Path(entry.path))
+        elif entry.name != METADATA_NAME:
+            with contextlib.suppress(OSError):
+                yield entry.stat(follow_symlinks=False)
+
+
+def size_on_disk(status: os.stat_result) -> int:
+    """Bytes that a file takes: fewer than its size where it has holes. (Windows does not tell.)"""
+    return min(status.st_size, getattr(status, "st_blocks", status.st_size) * 512)
+
+
+def sha256_of(path: Path, advance: Callable[[int], object] = lambda _: None) -> str:
+    """The digest of what is on disk; `advance` is told of each chunk that was read."""
+    import hashlib
+
+    digest = hashlib.sha256()
+    with path.open("rb", buffering=0) as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+            advance(len(chunk))
+    return digest.hexdigest()
 
 
 def link(source: Path, target: Path) -> None:
@@ -408,7 +578,7 @@ def exchange(staged: Path, folder: Path) -> None:
         if not _swap(staged, folder):
             # Without an atomic exchange (Windows, old kernels) there is an instant without the version; a
             # process killed in it leaves the old one in incoming/.
-            aside = staged.with_suffix(".removed")
+            aside = staged.with_suffix(_REMOVED)
             folder.rename(aside)
             staged.rename(folder)
             aside.rename(staged)
@@ -468,6 +638,62 @@ def _is_version(folder: Path) -> bool:
         return bool(_mark(os.scandir(folder)))
     except OSError:
         return False
+
+
+def _take(file: IO[bytes], *, shared: bool, wait: bool) -> None:
+    import portalocker
+
+    flags = portalocker.LockFlags.SHARED if shared else portalocker.LockFlags.EXCLUSIVE
+    try:
+        portalocker.lock(file, flags if wait else flags | portalocker.LockFlags.NON_BLOCKING)
+    except portalocker.AlreadyLocked:
+        raise BlockingIOError(errno.EWOULDBLOCK, "held", file.name) from None
+    except portalocker.LockException:  # no locks on this file system
+        pass
+
+
+def _is_at(file: IO[bytes], path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), os.lstat(path))
+    except FileNotFoundError:
+        return False
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    try:
+        return os.path.samestat(os.lstat(one), os.lstat(other))
+    except OSError:
+        return False
+
+
+def _refuse_link(path: Path) -> None:
+    if path.is_symlink():
+        raise DiskError(f"{path} is a link", hint="mdl changes nothing behind links in its cache")
+
+
+def _replace_in(model: Model, metadata: Path) -> None:
+    """Put metadata into the folder of a version, and into no other that takes its place meanwhile."""
+    if os.rename not in os.supports_dir_fd:  # Windows: a folder with an open file in it cannot be replaced
+        metadata.replace(model.folder / METADATA_NAME)
+        return
+    folder = os.open(model.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        if _files_in(folder) == model.files:
+            os.rename(metadata, METADATA_NAME, dst_dir_fd=folder)
+            os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _files_in(folder: int) -> tuple[File, ...]:
+    """What the metadata of an open folder say of its files."""
+    import tomllib
+
+    with os.fdopen(os.open(METADATA_NAME, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=folder), "rb") as file:
+        try:
+            return from_document(tomllib.load(file), Path(METADATA_NAME)).files
+        except (MdlError, UnicodeDecodeError, tomllib.TOMLDecodeError):
+            return ()
 
 
 def _identity(folder: Path) -> int | None:
