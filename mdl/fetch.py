@@ -49,20 +49,29 @@ class Fetcher:
     waiting: Callable[[str], None]
 
     def plan(self, manifest: Manifest) -> Plan:
-        present = {file.name for file in self._settle(manifest) if self.store.has_blob(file)}
+        current = self.store.find(manifest.reference)
+        settled = self._settle(manifest)
+        present = {file.name for file in settled if self.store.has_sound_blob(file, current)}
         return Plan(manifest, frozenset(present))
 
     def fetch(self, manifest: Manifest, *, force: bool = False) -> Model:
-        """The version, in the tree, every byte of it verified. With `force` all of it is fetched anew."""
+        """The version, in the tree, every byte of it verified. With `force` all of it is fetched anew.
+
+        What is known to be damaged or missing is mended, here and in the other versions that share it.
+        """
         if not force and (whole := self._unchanged(manifest)):
             return whole  # without a lock: a cache that cannot be written to serves too
         self.store.sweep()
         for _ in range(TRIES):
             with contextlib.ExitStack() as locks:
                 trusted = self._lock_all(manifest, locks)
+                broken = self._broken(manifest, force=force)
                 files = self._complete(manifest, trusted, force=force)
                 with contextlib.suppress(FileNotFoundError), self.store.contents_lock(shared=True):
-                    return self._commit(manifest, files, anew=force)
+                    model = self._commit(manifest, files, anew=force)
+                    if broken:
+                        self.store.relink(broken)
+                    return model
         raise Busy(f"{manifest.reference} is being removed while it is fetched", hint="try again")
 
     def fetch_to(self, manifest: Manifest, folder: Path) -> Model:
@@ -105,10 +114,18 @@ class Fetcher:
     def _unchanged(self, manifest: Manifest) -> Model | None:
         """The version, when it is here just as the source has it."""
         files = self._settle(manifest)
-        if not all(self.store.has_blob(file) for file in files):
-            return None
         current = self.store.find(manifest.reference)
-        return current if current and _is_same(current, _model(manifest, files, current.folder)) else None
+        if not all(self.store.has_sound_blob(file, current) for file in files):
+            return None
+        return (
+            current if current and self._is_same(current, _model(manifest, files, current.folder)) else None
+        )
+
+    def _broken(self, manifest: Manifest, *, force: bool) -> set[str]:
+        """The contents that the version here was made of and that will have to come again."""
+        current = self.store.find(manifest.reference)
+        files = current.files if current else ()
+        return {f.sha256 for f in files if f.sha256 and (force or not self.store.has_sound_blob(f, current))}
 
     def _lock_all(self, manifest: Manifest, locks: contextlib.ExitStack) -> dict[str, bool]:
         """Take the lock of each content, in one order for everybody, so that two downloads cannot block each
@@ -135,7 +152,9 @@ class Fetcher:
     def _complete(self, manifest: Manifest, trusted: Mapping[str, bool], *, force: bool) -> list[File]:
         """The files with their digests, once the contents of all of them are blobs."""
         settled = self._settle(manifest)
-        missing = [file for file in settled if force or not self.store.has_blob(file)]
+        current = self.store.find(manifest.reference)
+        missing = [file for file in settled if force or not self._is_here(file, current)]
+        anew = {_key(manifest, file) for file in missing if force or self.store.has_blob(file)}
 
         def place(key: str) -> Path:  # of one's own where locks keep nobody else out of it
             return self.store.partial(key if trusted[key] else f"{key}.{unique()}")
@@ -143,9 +162,15 @@ class Fetcher:
         paths = {_key(manifest, file): place(_key(manifest, file)) for file in missing}
         received = self._receive(manifest, missing, paths.__getitem__)
         for key, content in received.items():
-            keep = partial(self.store.keep, sha256=content.sha256, anew=force)
+            keep = partial(self.store.keep, sha256=content.sha256, anew=key in anew)
             publish(paths[key], content.inode, keep)
         return [_with_content(file, received.get(_key(manifest, file))) for file in settled]
+
+    def _is_here(self, file: File, current: Model | None) -> bool:
+        """Whether a content needs no transfer: a blob, or made one of the version's own file."""
+        if self.store.has_blob(file) or current is None:
+            return self.store.has_sound_blob(file, current)
+        return self.store.restore(file, current)
 
     def _receive(
         self, manifest: Manifest, files: Sequence[File], place: Callable[[str], Path]
@@ -168,9 +193,18 @@ class Fetcher:
     def _commit(self, manifest: Manifest, files: Sequence[File], *, anew: bool) -> Model:
         model = _model(manifest, files, self.store.folder(manifest.reference))
         current = self.store.find(manifest.reference)
-        if current and not anew and _is_same(current, model):
+        if current and not anew and self._is_same(current, model):
             return current
         return self.store.commit(model)
+
+    def _is_same(self, current: Model, model: Model) -> bool:
+        """Whether a version is here, whole, exactly as it would be put here again."""
+        same = (current.files, current.revision, current.partial) == (
+            model.files,
+            model.revision,
+            model.partial,
+        )
+        return same and self.store.is_whole(current)
 
 
 def _key(manifest: Manifest, file: File) -> str:
@@ -198,12 +232,6 @@ def _model(manifest: Manifest, files: Sequence[File], folder: Path) -> Model:
         modified=now(),
         partial=manifest.partial,
     )
-
-
-def _is_same(current: Model, model: Model) -> bool:
-    """Whether a version is here, whole, exactly as it would be put here again."""
-    same = (current.files, current.revision, current.partial) == (model.files, model.revision, model.partial)
-    return same and all((current.folder / file.name).exists() for file in current.files)
 
 
 def _with_content(file: File, received: "Received | None") -> File:
