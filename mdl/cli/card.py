@@ -70,11 +70,10 @@ def _kind(found: Survey) -> str:
 
 
 def _access(about: About) -> str:
-    who = "private" if about.private else ""
     if about.gate:
-        who = f"gated ({about.gate}): its owner wants to know who downloads it"
-        who += {True: "; you have access", False: "; you have no access yet", None: ""}[about.access]
-    return who
+        state = {True: ": you have access", False: ": you have no access yet", None: ""}
+        return f"gated ({about.gate}){state[about.access]}"
+    return "private" if about.private else ""
 
 
 def _popularity(about: About) -> str:
