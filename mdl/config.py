@@ -30,6 +30,9 @@ class Settings:
     jobs: int = 4  # files at once
     connections: int = 16  # of one download
     limit_rate: int = 0  # bytes a second of all downloads of a process together; 0: as fast as it goes
+    memory: int = (
+        0  # bytes that a model may take here, where that is less than what is free; 0: no such bound
+    )
     hosts: tuple[str, ...] = ()  # where a short name is looked for first, and where else it may come from
     insecure: tuple[str, ...] = ()  # registries that may be asked by http, or with any certificate
     ca: str = ""  # a file of certificate authorities to trust besides the system's
@@ -176,7 +179,9 @@ def _parse(name: str, value: Any, where: str) -> Any:
     if name == "aliases":
         return _aliases(value, where)
     if name == "limit_rate":
-        return _rate(value, where)
+        return _bytes(value, where, "bytes a second, such as 500k or 20M; 0 is no limit")
+    if name == "memory":
+        return _bytes(value, where, "a size such as 8GB; 0 is all that is free")
     if name in ("hosts", "insecure"):
         return _places(value, where, with_path=name == "hosts")
     if name == "ca":
@@ -194,14 +199,12 @@ def _flag(text: str, where: str) -> bool:
     raise UsageError(f"{where} cannot be {text!r}", hint="write 1 or 0")
 
 
-def _rate(value: Any, where: str) -> int:
-    """Bytes a second as people write them, 500k or 20M, in powers of 1000."""
+def _bytes(value: Any, where: str, hint: str) -> int:
+    """Bytes, or bytes a second, as people write them, 500k or 20M, in powers of 1000."""
     match = re.fullmatch(r"(?i)(\d{1,12}(?:\.\d{1,6})?)([kmg]?)b?(?:/s)?", str(value).strip())
     rate = int(float(match[1]) * _POWERS[match[2].lower()]) if match else -1
     if rate < 0 or (rate == 0 and match and float(match[1])):
-        raise UsageError(
-            f"{where} cannot be {value!r}", hint="bytes a second, such as 500k or 20M; 0 is no limit"
-        )
+        raise UsageError(f"{where} cannot be {value!r}", hint)
     return rate
 
 

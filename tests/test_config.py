@@ -46,6 +46,7 @@ def test_what_hugging_face_s_own_tools_read_is_honoured(tmp_path: Path) -> None:
         "offline = 'perhaps'",
         "color = 1",
         "limit_rate = '20 apples'",
+        "memory = 'much'",
         "limit_rate = '0.5'",
         "limit_rate = -1",
         "hosts = 1",
@@ -84,6 +85,12 @@ def test_so_is_a_variable(tmp_path: Path, variables: dict[str, str]) -> None:
 def test_a_rate_is_written_as_people_do(tmp_path: Path, text: str, rate: int) -> None:
     assert load(tmp_path, f"limit_rate = '{text}'").limit_rate == rate
     assert load(tmp_path, MDL_LIMIT_RATE=text).limit_rate == rate
+
+
+def test_the_memory_that_a_model_may_take_is_a_setting(tmp_path: Path) -> None:
+    assert load(tmp_path).memory == 0
+    assert load(tmp_path, "memory = '8GB'").memory == 8 * 10**9
+    assert load(tmp_path, "memory = '8GB'", MDL_MEMORY="500MB").memory == 500 * 10**6
 
 
 def test_hosts_are_written_in_any_spelling_and_kept_in_order(tmp_path: Path) -> None:
