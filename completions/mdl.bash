@@ -5,7 +5,7 @@
 _mdl_about() {
     case $1 in
         '')
-            arguments='download,list,inspect,resolve,rm,alias,chat,serve,completion'
+            arguments='download,list,inspect,resolve,rm,verify,prune,df,alias,chat,serve,completion'
             options='
                 --version
                 --help -h
@@ -74,6 +74,35 @@ _mdl_about() {
                 --model=MODEL -m=MODEL
                 --yes -y
                 --dry-run
+                --json
+                --help -h
+            '
+            ;;
+        verify)
+            arguments='MODEL...'
+            options='
+                --model=MODEL -m=MODEL
+                --quick
+                --sample=TEXT
+                --json
+                --quiet -q
+                --help -h
+            '
+            ;;
+        prune)
+            arguments=''
+            options='
+                --older-than=TEXT
+                --partials
+                --yes -y
+                --dry-run
+                --json
+                --help -h
+            '
+            ;;
+        df)
+            arguments=''
+            options='
                 --json
                 --help -h
             '

@@ -2,7 +2,7 @@
 
 # The words before the cursor that are neither options nor their values: a command and its arguments.
 function __mdl_words
-    set -l valued --model -m --destination --include --jobs --ca --sort --filter --key --ctx --system --temperature --top-p --top-k --seed --max-tokens --stop --gpu-layers --threads --adapter --session --pull --host --port --api-key --parallel --idle --max-models --allow-host
+    set -l valued --model -m --destination --include --jobs --ca --sort --filter --key --ctx --sample --older-than --system --temperature --top-p --top-k --seed --max-tokens --stop --gpu-layers --threads --adapter --session --pull --host --port --api-key --parallel --idle --max-models --allow-host
     set -l words (commandline -opc)
     set -e words[1]
     set -l is_value no
@@ -50,6 +50,9 @@ complete -c mdl -n __mdl_expects_command -a list -d 'The models on this machine'
 complete -c mdl -n __mdl_expects_command -a inspect -d 'Header, files, template, licence and versions of a model, here or at its source'
 complete -c mdl -n __mdl_expects_command -a resolve -d 'How a reference is decided, step by step'
 complete -c mdl -n __mdl_expects_command -a rm -d 'Remove versions from the cache, with what only they use'
+complete -c mdl -n __mdl_expects_command -a verify -d 'Check what is in the cache against its digests, and say how to mend it'
+complete -c mdl -n __mdl_expects_command -a prune -d 'Remove from the cache what nothing uses'
+complete -c mdl -n __mdl_expects_command -a df -d 'What models take on the disk, and what sharing saves'
 complete -c mdl -n __mdl_expects_command -a alias -d 'Names of your own for models: mdl alias set fast Qwen/Qwen3-0.6B-GGUF:Q8_0'
 complete -c mdl -n __mdl_expects_command -a chat -d 'Ask a model: one answer for a prompt or a pipe, else a conversation'
 complete -c mdl -n __mdl_expects_command -a serve -d 'Serve models to programs, by OpenAI\'s HTTP API'
@@ -105,6 +108,24 @@ complete -c mdl -n '__mdl_command_is rm remove' -l dry-run -d 'Only say what wou
 complete -c mdl -n '__mdl_command_is rm remove' -l json -d 'Print one JSON document'
 complete -c mdl -n '__mdl_command_is rm remove' -l help -s h -d 'Show this message and exit'
 complete -c mdl -n '__mdl_command_is rm remove' -a '(__mdl_models)'
+
+complete -c mdl -n '__mdl_command_is verify' -l model -s m -x -a '(__mdl_models)' -d 'The same as the argument MODEL'
+complete -c mdl -n '__mdl_command_is verify' -l quick -d 'Sizes and times; contents only where these look wrong'
+complete -c mdl -n '__mdl_command_is verify' -l sample -x -d 'Read only so much of all contents, the longest unread first'
+complete -c mdl -n '__mdl_command_is verify' -l json -d 'Print one JSON document'
+complete -c mdl -n '__mdl_command_is verify' -l quiet -s q -d 'Print only names or folders'
+complete -c mdl -n '__mdl_command_is verify' -l help -s h -d 'Show this message and exit'
+complete -c mdl -n '__mdl_command_is verify' -a '(__mdl_models)'
+
+complete -c mdl -n '__mdl_command_is prune' -l older-than -x -d 'Only what has been unused for so long: 30d, 12h'
+complete -c mdl -n '__mdl_command_is prune' -l partials -d 'Partial downloads too, though they could go on'
+complete -c mdl -n '__mdl_command_is prune' -l yes -s y -d 'Do not ask'
+complete -c mdl -n '__mdl_command_is prune' -l dry-run -d 'Only say what would be done'
+complete -c mdl -n '__mdl_command_is prune' -l json -d 'Print one JSON document'
+complete -c mdl -n '__mdl_command_is prune' -l help -s h -d 'Show this message and exit'
+
+complete -c mdl -n '__mdl_command_is df' -l json -d 'Print one JSON document'
+complete -c mdl -n '__mdl_command_is df' -l help -s h -d 'Show this message and exit'
 
 complete -c mdl -n '__mdl_command_is alias' -l model -s m -x -a '(__mdl_models)' -d 'The same as the argument MODEL'
 complete -c mdl -n '__mdl_command_is alias' -l json -d 'Print one JSON document'

@@ -9,9 +9,12 @@ from mdl.model import File, Model
 if TYPE_CHECKING:
     from mdl.card import Offer
     from mdl.fetch import Plan
+    from mdl.garbage import Piece
     from mdl.header import Facts
     from mdl.library import Resolution
     from mdl.survey import Survey
+    from mdl.usage import Share, Usage
+    from mdl.verification import Finding, Report
 
 
 def model(model: Model) -> dict[str, Any]:
@@ -139,4 +142,46 @@ def resolution(resolution: "Resolution") -> dict[str, Any]:
         "here": resolution.model is not None,
         "steps": [step._asdict() for step in resolution.steps],
         "model": model(resolution.model) if resolution.model else None,
+    }
+
+
+def usage(usage: "Usage") -> dict[str, Any]:
+    """What the cache takes, in bytes."""
+    totals = ("size", "saved", "on_disk", "partial", "unused", "copied", "free")
+    return {
+        "models": [_share(share) for share in usage.shares],
+        "totals": {name: getattr(usage, name) for name in totals},
+    }
+
+
+def _share(share: "Share") -> dict[str, Any]:
+    names = {"reference": str(share.model.reference), "version": share.model.version}
+    return {**names, "size": share.size, "shared": share.shared, "unique": share.unique}
+
+
+def piece(piece: "Piece") -> dict[str, Any]:
+    """Something that nothing uses; bytes, seconds."""
+    return {"kind": piece.kind, "path": str(piece.path), "size": piece.size, "age": round(piece.age)}
+
+
+def report(report: "Report") -> dict[str, Any]:
+    """What a verification found."""
+    return {
+        "findings": [_finding(finding) for finding in report.findings],
+        "damaged": len(report.damage),
+        "versions": report.versions,
+        "contents": report.contents,
+        "bytes": report.size,
+        "unrecorded": report.unrecorded or None,
+    }
+
+
+def _finding(finding: "Finding") -> dict[str, Any]:
+    return {
+        "kind": finding.kind,
+        "damage": finding.is_damage,
+        "reference": str(finding.model.reference) if finding.model else None,
+        "path": str(finding.path),
+        "what": finding.what,
+        "mend": finding.mend or None,
     }

@@ -145,6 +145,14 @@ class Library:
             )
         return model
 
+    def meant(self, text: str) -> Models:
+        """Every version here that a name means: all of a model, where it leaves that open."""
+        resolution = self.resolve(text)
+        model = _present(resolution)
+        if model.place is not None:
+            return [self.store.find(model.reference) or model]
+        return [model] if _names_version(resolution.name, model) else self.store.versions(model.reference)
+
     def download(
         self,
         text: str,
@@ -209,7 +217,8 @@ class Library:
         from mdl.weights import Refusal, identify
 
         if model.problem:
-            raise UnsupportedModel(f"{model.reference}: {model.problem}", hint=f"mdl rm {model.reference}")
+            verb = "download" if model.damaged else "rm"
+            raise UnsupportedModel(f"{model.reference}: {model.problem}", f"mdl {verb} {model.reference}")
         found = identify(model.place or model.folder)
         if isinstance(found, Refusal):
             raise found.error()

@@ -152,7 +152,7 @@ def _show_list(models: "list[ModelRecord]", counts: dict[str, int], versions: bo
         for model in members:
             more = counts[str(model.reference.model)] - 1
             version = model.version if versions or not more else f"{model.version} (+{more})"
-            state = " (damaged)" if model.problem else " (partial)" if model.partial else ""
+            state = " (damaged)" if model.problem or model.damaged else " (partial)" if model.partial else ""
             rows.append(
                 (str(model.reference.model), version + state, ui.size(model.size), ui.ago(model.modified))
             )

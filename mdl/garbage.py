@@ -1,0 +1,152 @@
+"""What lies in the cache and nothing uses: found, and removed where nobody is about to use it.
+
+A content is used if it has another name in the tree, or if a version says that it has it: where a file system
+takes no hard links, the link count tells nothing. What a running download holds is left alone by its locks,
+and by its age where locks cannot be trusted; the worst that can come of that is another transfer.
+"""
+
+import contextlib
+import os
+import re
+import stat
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple, NoReturn
+
+from mdl.errors import Busy
+from mdl.partial import note_of
+from mdl.store import LEFTOVER_AGE, Store, discard, size_on_disk, statuses
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_PARTIAL = re.compile(r"([^.]+)\.partial(\..+)?")
+_LOCK = re.compile(r"[^.]+\.(transfer|lease)")
+
+
+class Piece(NamedTuple):
+    """Something that can go: a `content`, a `partial` download or a `leftover` of a killed process.
+
+    `size` in bytes on the disk, `age` in seconds.
+    """
+
+    kind: str
+    path: Path
+    size: int
+    age: float
+
+
+def find(store: Store, *, older: float = 0, partials: bool = False) -> list[Piece]:
+    """What can go, as far as that can be told without locks. `older` is an age in seconds.
+
+    Of partial downloads only those that nobody can go on with, unless all `partials` are wanted.
+    """
+    found = [*_leftovers(store), *_contents(store), *_partials(store, resumable=partials)]
+    return [piece for piece in found if piece.age >= older]
+
+
+def collect(store: Store, pieces: list[Piece]) -> list[Piece]:
+    """Remove pieces, and the locks that nobody holds; those that are gone.
+
+    Raises Busy while a download puts something into place.
+    """
+    try:
+        with store.contents_lock(shared=False):
+            fetching = _drop_locks(store)
+            usable = {
+                piece.path for piece in _contents(store)
+            }  # while a person was asked, it may be used again
+            wanted = [piece for piece in pieces if piece.kind != "content" or piece.path in usable]
+            return [piece for piece in wanted if _remove(store, piece, fetching=fetching)]
+    except BlockingIOError:
+        raise Busy("a download is putting a model into place", hint="try again in a moment") from None
+
+
+def _leftovers(store: Store) -> Iterator[Piece]:
+    listings = [path for path in store.root.glob("index.*.tmp") if _piece("", path).age > LEFTOVER_AGE]
+    for path in (*store.leftovers(removed=True), *listings):
+        with contextlib.suppress(FileNotFoundError):
+            yield _piece("leftover", path)
+
+
+def _contents(store: Store) -> Iterator[Piece]:
+    """The blobs without another name, but in what is garbage too, that no version says it has."""
+    going = Counter(found.st_ino for path in store.leftovers(removed=True) for found in _statuses(path))
+    blobs = [entry for entry in _entries(store.blobs) if _DIGEST.fullmatch(entry.name)]
+    lonely = [entry for entry in blobs if _is_lonely(entry, going)]
+    named = {file.sha256 for model in store.models() for file in model.files} if lonely else set()
+    for entry in lonely:
+        if entry.name not in named:
+            yield _piece("content", Path(entry.path))
+
+
+def _partials(store: Store, *, resumable: bool) -> Iterator[Piece]:
+    """Partial downloads. Nobody goes on with one whose content is here, or whose note is lost."""
+    leftovers = set(store.leftovers(removed=True))
+    for entry in _entries(store.incoming):
+        path, match = Path(entry.path), _PARTIAL.fullmatch(entry.name)
+        if match and path not in leftovers:
+            key = match[1]
+            whole = store.incoming / f"{key}.partial"
+            useless = os.path.lexists(store.blob(key)) or not os.path.lexists(note_of(whole))
+            if resumable or useless:
+                yield _piece("partial", path)
+
+
+def _remove(store: Store, piece: Piece, *, fetching: bool) -> bool:
+    with contextlib.suppress(OSError, Busy):
+        if piece.kind == "leftover":
+            discard(piece.path)
+            return not os.path.lexists(piece.path)
+        key = piece.path.name.partition(".")[0]
+        with store.transfer_lock(key, _refuse) as trusted:
+            # What is promised by another digest than sha256 is a blob before anybody can know its lock.
+            certain = trusted and not (fetching and piece.kind == "content")
+            if not certain and piece.age < LEFTOVER_AGE:
+                return False
+            if piece.kind == "content":
+                return store.free(piece.path.name) > 0 or not os.path.lexists(piece.path)
+            discard(piece.path)
+        store.drop_lock(f"{key}.transfer")
+        return True
+    return False
+
+
+def _refuse() -> NoReturn:
+    raise Busy("somebody fetches it", hint="wait for it")
+
+
+def _drop_locks(store: Store) -> bool:
+    """Remove the files of locks that nobody holds; whether anything is being fetched."""
+    names = [entry.name for entry in _entries(store.locks) if _LOCK.fullmatch(entry.name)]
+    held = [name for name in names if not store.drop_lock(name)]
+    return any(name.endswith(".transfer") for name in held)
+
+
+def _is_lonely(entry: "os.DirEntry[str]", going: Counter[int]) -> bool:
+    status = entry.stat(follow_symlinks=False)
+    return not stat.S_ISREG(status.st_mode) or status.st_nlink - going[status.st_ino] == 1
+
+
+def _statuses(path: Path) -> list[os.stat_result]:
+    """Of a file, or of all files in a folder."""
+    try:
+        status = os.lstat(path)
+    except OSError:
+        return []
+    return list(statuses(path)) if stat.S_ISDIR(status.st_mode) else [status]
+
+
+def _piece(kind: str, path: Path) -> Piece:
+    """Since when something is as it is: an unused content since its last link was taken away."""
+    status = os.lstat(path)
+    size = sum(size_on_disk(found) for found in _statuses(path) if found.st_nlink == 1 or kind == "content")
+    since = status.st_mtime if kind == "partial" else status.st_ctime
+    return Piece(kind, path, size, max(time.time() - since, 0))
+
+
+def _entries(folder: Path) -> "list[os.DirEntry[str]]":
+    try:
+        return sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError:
+        return []
