@@ -95,7 +95,7 @@ class Partial:
         partial = cls(path, total, validator)
         with disk_errors(path):
             # A new inode, never a truncation: another process may still hold, or have published, the old one.
-            partial._fd = os.open(path, _OPEN | os.O_CREAT | os.O_EXCL, 0o644)
+            partial._fd = os.open(path, _OPEN | os.O_CREAT | os.O_EXCL, 0o666)
             if total is not None:
                 os.ftruncate(partial._fd, total)
                 partial._write_note(Header(total, validator, _boot()))
@@ -133,7 +133,7 @@ class Partial:
 
     def _write_note(self, header: Header) -> None:
         line = header.encode()
-        self._note = os.open(note_of(self.path), _OPEN | os.O_CREAT | os.O_EXCL, 0o644)
+        self._note = os.open(note_of(self.path), _OPEN | os.O_CREAT | os.O_EXCL, 0o666)
         _write_all(self._note, memoryview(line), 0, self._seek)
         os.ftruncate(self._note, len(line) + 4 * len(self._filled))
         self._slots = len(line)
@@ -284,8 +284,9 @@ def _recover(path: Path) -> None:
 
 
 def _take_back(private: Path, path: Path) -> None:
+    with contextlib.suppress(OSError):  # who was about to publish it may have made it read-only
+        private.chmod(0o666 & path.parent.stat().st_mode)  # the folder has what the umask leaves
     with contextlib.suppress(OSError):
-        private.chmod(0o644)  # who was about to publish it may have made it read-only
         private.rename(path)
 
 

@@ -123,7 +123,8 @@ class Store:
             if not anew and self.has_blob(File("content", partial.stat().st_size, sha256)):
                 partial.unlink()
                 return blob
-            partial.chmod(0o444)  # an edit in the tree would change every version that shares the content
+            with contextlib.suppress(PermissionError):  # somebody else of the group began to fetch it
+                partial.chmod(0o444)  # an edit in the tree would change every version that shares the content
             partial.replace(blob)
             _sync(self.blobs)
         return blob
@@ -153,7 +154,7 @@ class Store:
         with self.exclusive(model.folder), disk_errors(model.folder):
             self._refuse_outside(model.folder)
             gone = self._own(self.incoming) / f"{unique()}{_REMOVED}"
-            model.folder.rename(gone)
+            _take_out(model.folder, gone)
             with contextlib.suppress(FileNotFoundError):  # another remover took the empty parent away
                 _sync(model.folder.parent)  # or a power failure could bring back a folder without its files
             freed = sum(size_on_disk(status) for status in statuses(gone) if status.st_nlink == 1)
@@ -489,6 +490,19 @@ def _is_old(entry: "os.DirEntry[str]") -> bool:
         return False
 
 
+def _take_out(folder: Path, gone: Path) -> None:
+    """Rename the folder of a version to `gone`. Around a model that was put there by hand others may lie, in
+    folders of its own: they stay."""
+    others = [place for place, _ in _walk(folder, DEEPEST - 1) if place != folder]
+    if not others:
+        folder.rename(gone)
+        return
+    gone.mkdir()
+    for entry in _entries(folder):
+        if not any(place.is_relative_to(entry.path) for place in others):
+            Path(entry.path).rename(gone / entry.name)
+
+
 def _remove_tree(folder: Path) -> None:
     """Remove a folder, which somebody else may be about to remove too."""
 
@@ -511,10 +525,11 @@ def discard(path: Path) -> None:
 
 
 def statuses(folder: Path) -> Iterator[os.stat_result]:
-    """Of all files that lie in a folder, at any depth, but `.metadata`; links are not followed."""
+    """Of all files of a model, at any depth, but `.metadata` and the versions below; no link is followed."""
     for entry in _entries(folder):
         if entry.is_dir(follow_symlinks=False):
-            yield from statuses(Path(entry.path))
+            if not (Path(entry.path) / METADATA_NAME).exists():
+                yield from statuses(Path(entry.path))
         elif entry.name != METADATA_NAME:
             with contextlib.suppress(OSError):
                 yield entry.stat(follow_symlinks=False)
@@ -544,8 +559,9 @@ def link(source: Path, target: Path) -> None:
         os.link(source, target, follow_symlinks=False)
     except FileNotFoundError:
         raise
-    except OSError:  # FAT, some network file systems, too many links
+    except OSError:  # FAT, some network file systems, too many links, somebody else's file
         copy(source, target)
+        shutil.copymode(source, target)
 
 
 def copy(source: Path, target: Path) -> None:

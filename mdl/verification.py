@@ -120,24 +120,31 @@ class Verification:
         from concurrent.futures import ThreadPoolExecutor
 
         groups = list(self.chosen.values())
-        with ThreadPoolExecutor(THREADS) as pool:
+        pool = ThreadPoolExecutor(THREADS)
+        try:
             verdicts = list(pool.map(lambda names: _read(names[0], advance), groups))
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)  # after Ctrl-C nothing more is begun
         for names, what in zip(groups, verdicts, strict=True):
             if what:
                 self._find_damage(names, what)
         right = [names[0].sha256 for names, what in zip(groups, verdicts, strict=True) if what == ""]
+        self.findings = [found for found in self.findings if not found.model or found.model.folder.exists()]
         return Report(self.findings, len(self.models), len(groups), self.size, self._record(right))
 
     # Looking
 
     def _look_at(self, model: Model) -> Iterator[Name]:
-        if not (model.folder / METADATA_NAME).is_file() or model.place is not None:
+        metadata = model.folder / METADATA_NAME
+        if metadata.is_symlink():
+            self._find("link", metadata, "it is a link", model)
+        if not metadata.is_file() or model.place is not None:
             kind = "header" if model.problem else "unchecked"
             what = model.problem or "no digests are known: only its header was read"
             self._find(kind, model.place or model.folder, what, model)
             return
         if model.problem and not model.files:
-            self._find("metadata", model.folder / METADATA_NAME, model.problem, model)
+            self._find("metadata", metadata, model.problem, model)
             return
         for file in model.files:
             yield from self._look_at_file(model, file)
@@ -218,28 +225,24 @@ class Verification:
         try:
             for sha256, status in self.wrong:
                 self.store.forget(sha256, status)
-            for model in self.models:
-                self._mark(model)
+            self._mark_all()
             _remember(self.store, right)
         except DiskError as failure:
             return failure.message
         return ""
 
-    def _mark(self, model: Model) -> None:
-        """Mark what is damaged, unless somebody has mended it meanwhile; and nothing that is right again."""
-        found = {finding.path for finding in self.findings if finding.is_damage and finding.model is model}
-        still = {path for path in found if path in self.looked and self.looked[path] == _inode(path)}
-        names = [name for group in self.chosen.values() for name in group if name.model is model]
-        read = {name.path for name in names}
-        files = {file.name: model.folder / file.name for file in model.files}
-        marks = {
-            name
-            for name, path in files.items()
-            if path in still or (name in model.damaged and path not in read)
-        }
-        if marks != set(model.damaged):
-            with contextlib.suppress(FileNotFoundError):
-                self.store.mark(model, marks)
+    def _mark_all(self) -> None:
+        """Mark what is damaged, unless somebody has mended it meanwhile, and nothing that is right again."""
+        found = {finding.path for finding in self.findings if finding.is_damage}
+        damaged = {path for path in found if path in self.looked and self.looked[path] == _inode(path)}
+        read = {name.path for names in self.chosen.values() for name in names}
+        for model in self.models:
+            places = {file.name: model.folder / file.name for file in model.files}
+            unread = {name for name in model.damaged if places[name] not in read}
+            marks = unread | {name for name, place in places.items() if place in damaged}
+            if marks != set(model.damaged):
+                with contextlib.suppress(FileNotFoundError):
+                    self.store.mark(model, marks)
 
 
 def _read(name: Name, advance: Advance) -> str | None:

@@ -72,8 +72,11 @@ def verify(
 def _damaged(report: "Report") -> IntegrityError:
     count = len(report.damage)
     commands = list(dict.fromkeys(finding.mend for finding in report.damage if finding.mend))
-    more = f" and {len(commands) - 1} more, as above" if len(commands) > 1 else ""
-    hint = f"{commands[0]}{more}" if commands else "it is forgotten: what needs it fetches it again"
+    hint = "what nothing had is forgotten"
+    if commands:
+        hint = (
+            commands[0] if len(commands) == 1 else f"{commands[0]}; {len(commands) - 1} more commands above"
+        )
     return IntegrityError(f"{count} file{' is' if count == 1 else 's are'} damaged or missing", hint=hint)
 
 
