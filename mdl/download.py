@@ -17,7 +17,7 @@ from typing import Protocol
 from mdl.errors import IntegrityError, MdlError, NetworkError
 from mdl.gather import TICK, Crew, StartOver, join, spawn
 from mdl.partial import Partial, discard, git_id_of, held, require_space, sha256_of, sync_along
-from mdl.remote import DEFAULTS, Answer, Client, Limits, Remote, Stopped, Transient, shown
+from mdl.remote import DEFAULTS, SYSTEM, Answer, Client, Limits, Remote, Stopped, Transient, Trust, shown
 
 _SYNC_FROM = 128 << 20  # bytes; larger files are brought to the disk while they arrive
 
@@ -94,8 +94,14 @@ class Downloader:
         limits: Limits = DEFAULTS,
         progress: Progress | None = None,
         proxies: Mapping[str, str] | None = None,
+        trust: Trust = SYSTEM,
     ) -> None:
-        self._limits, self._progress, self._proxies = limits, progress or Silent(), proxies
+        self._limits, self._progress, self._proxies, self._trust = (
+            limits,
+            progress or Silent(),
+            proxies,
+            trust,
+        )
         self._clients: set[Client] = set()
 
     def fetch(self, name: str, remote: Remote, expected: Expected, partial: Path) -> Received:
@@ -110,7 +116,7 @@ class Downloader:
         Raises NetworkError, AuthError, NotFound, IntegrityError, DiskError.
         """
         _require_room(jobs)
-        client = Client(self._limits, self._proxies)
+        client = Client(self._limits, self._proxies, self._trust)
         self._clients.add(client)
         try:
             return _Runners(jobs, client, self._progress).run()

@@ -442,11 +442,12 @@ class Library:
     def _fetcher(self, reference: Reference, watch: Watch) -> "Fetcher":
         from mdl.download import Downloader
         from mdl.fetch import Fetcher
-        from mdl.remote import Limits
+        from mdl.remote import Limits, Trust
 
         transport = self._transport(reference)
         limits = Limits(files=self.settings.jobs, connections=self.settings.connections)
-        downloader = Downloader(limits, watch.progress)
+        trust = Trust(self.settings.ca, frozenset(self.settings.insecure))
+        downloader = Downloader(limits, watch.progress, trust=trust)
         return Fetcher(
             self.store, transport, downloader, lambda name: watch.note(f"another mdl fetches {name}: waiting")
         )

@@ -15,9 +15,9 @@ import threading
 import time
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from mdl import __version__
 from mdl.errors import AuthError, MdlError, NetworkError, NotFound, UsageError
@@ -59,12 +59,36 @@ class Limits:
 DEFAULTS = Limits()
 
 
+@dataclass(frozen=True, slots=True)
+class Trust:
+    """Whom to believe: `ca` is a file of authorities besides the system's; `insecure` are the hosts (with the
+    port, if there is one) whose certificates are not looked at."""
+
+    ca: str = ""
+    insecure: frozenset[str] = frozenset()
+
+
+SYSTEM = Trust()
+
+
+class Authority(Protocol):
+    """Who speaks for us at one server. Safe to use from several threads."""
+
+    def headers(self) -> Mapping[str, str]:
+        """What goes along with a request as things are now."""
+
+    def renew(self, used: Mapping[str, str], challenge: str) -> Mapping[str, str] | None:
+        """Better ones after a 401 to `used`, by its WWW-Authenticate; None where there are none."""
+
+
 @dataclass(frozen=True, slots=True, repr=False)
 class Remote:
-    """Where bytes are. `headers` may hold secrets: they are sent to the origin of `url` only."""
+    """Where bytes are. `headers` may hold secrets: they are sent to the origin of `url` only, and so are
+    those of `authority`, which are renewed once when the server refuses them."""
 
     url: str
     headers: Mapping[str, str] = field(default_factory=dict)
+    authority: Authority | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         try:
@@ -106,6 +130,12 @@ def origin_of(url: str) -> tuple[str, str, int]:
     if not parts.hostname or not re.fullmatch(r"[^\x00-\x20\x7f]+", url):
         raise ValueError("it has no host, or spaces or control characters")
     return parts.scheme, parts.hostname, parts.port or {"http": 80, "https": 443}[parts.scheme]
+
+
+def is_among(url: str, hosts: Collection[str]) -> bool:
+    """Whether the host of an address, with its port or without, is one of these."""
+    netloc = urllib.parse.urlsplit(url).netloc.rpartition("@")[2].lower()
+    return netloc in hosts or origin_of(url)[1] in hosts
 
 
 def shown(url: str) -> str:
@@ -180,11 +210,13 @@ class Answer:
 class Client:
     """Asks servers. Safe to use from several threads; `stop` ends what they are doing."""
 
-    def __init__(self, limits: Limits = DEFAULTS, proxies: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, limits: Limits = DEFAULTS, proxies: Mapping[str, str] | None = None, trust: Trust = SYSTEM
+    ) -> None:
         """`proxies` maps a scheme, `all` or `no` to an address; None means what the system says."""
-        self.limits = limits
+        self.limits, self._trust = limits, trust
         self._proxies = urllib.request.getproxies() if proxies is None else dict(proxies)
-        self._managers: dict[tuple[str, str | None], PoolManager] = {}
+        self._managers: dict[tuple[str, str | None, bool], PoolManager] = {}
         self._lock = threading.Lock()
         self._stopping = threading.Event()
         self._not_before: dict[str, float] = {}
@@ -235,7 +267,23 @@ class Client:
 
     def send(self, remote: Remote, headers: Mapping[str, str], method: str = "GET") -> Answer:
         """One request and its redirects. Raises Transient for an answer that asks to come again."""
-        url, own, seen = remote.url, dict(remote.headers), {remote.url}
+        authority = remote.authority
+        used = authority.headers() if authority else {}
+        answer = self._follow(remote, {**remote.headers, **used}, headers, method)
+        if answer.status == 401 and authority and origin_of(answer.url) == origin_of(remote.url):
+            better = authority.renew(used, answer.headers.get("www-authenticate", ""))
+            if better is not None:
+                answer.close()
+                answer = self._follow(remote, {**remote.headers, **better}, headers, method)
+        if answer.status in PASSING:
+            answer.close()
+            raise self._slowed(answer)
+        return answer
+
+    def _follow(
+        self, remote: Remote, own: Mapping[str, str], headers: Mapping[str, str], method: str
+    ) -> Answer:
+        url, seen = remote.url, {remote.url}
         while True:
             raw = self._request(method, url, {**own, **headers})
             if raw.status not in REDIRECTS or "location" not in raw.headers:
@@ -247,11 +295,7 @@ class Client:
             seen.add(url)
             if origin_of(url) != origin_of(previous):  # never given back, even if the chain returns
                 own = {name: value for name, value in own.items() if name.lower() in _HARMLESS}
-        answer = Answer(raw, Remote(url, own), redirected=len(seen) > 1)
-        if answer.status in PASSING:
-            answer.close()
-            raise self._slowed(answer)
-        return answer
+        return Answer(raw, Remote(url, own), redirected=len(seen) > 1)
 
     def patiently(self, attempt: Callable[[], T], tell: Callable[[str, float], None] | None = None) -> T:
         """What `attempt` returns, tried again while it raises Transient and the retries last.
@@ -343,7 +387,7 @@ class Client:
         return Transient(reason, hint="try again later", wait=wait)
 
     def _manager(self, url: str) -> "PoolManager":
-        key = origin_of(url)[0], self._proxy(url)
+        key = origin_of(url)[0], self._proxy(url), is_among(url, self._trust.insecure)
         with self._lock:
             if key not in self._managers:
                 self._managers[key] = self._connect(*key)
@@ -355,12 +399,12 @@ class Client:
             return None
         return self._proxies.get(scheme) or self._proxies.get("all")
 
-    def _connect(self, scheme: str, proxy: str | None) -> "PoolManager":
+    def _connect(self, scheme: str, proxy: str | None, insecure: bool) -> "PoolManager":
         import urllib3
 
         options: dict[str, Any] = {"maxsize": self.limits.total + self.limits.files}
         if scheme == "https" or (proxy or "").startswith("https"):  # reading all authorities takes 20 ms
-            options["ssl_context"] = ssl.create_default_context()  # honours SSL_CERT_FILE and SSL_CERT_DIR
+            options["ssl_context"] = _context(self._trust.ca, insecure)
         manager = urllib3.PoolManager(**options) if proxy is None else _proxy_manager(proxy, options)
         manager.pool_classes_by_scheme = _watched_pools(self)
         return manager
@@ -416,6 +460,21 @@ def _retry_after(text: str | None) -> float | None:
         return float(text)
     when = _date(text)
     return max((when - datetime.datetime.now(datetime.UTC)).total_seconds(), 0) if when else None
+
+
+def _context(ca: str, insecure: bool) -> ssl.SSLContext:
+    context = ssl.create_default_context()  # honours SSL_CERT_FILE and SSL_CERT_DIR
+    if insecure:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    elif ca:
+        try:
+            context.load_verify_locations(ca)
+        except (OSError, ssl.SSLError) as error:
+            raise UsageError(
+                f"{ca} holds no certificate authorities ({_words(error)})", "check --ca"
+            ) from None
+    return context
 
 
 def _proxy_manager(proxy: str, options: dict[str, Any]) -> "PoolManager":
