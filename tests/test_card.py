@@ -245,14 +245,19 @@ def test_versions_are_quantizations_branches_and_tags(hub: Hub, settings: Settin
 # What it costs
 
 
+def asked(hub: Hub) -> int:
+    """Bytes of files that a hub was asked for, all of them as ranges."""
+    ranges = [(seen.range or "").removeprefix("bytes=").split("-") for seen in hub.requests(port="cdn")]
+    return sum(int(last) + 1 - int(first) for first, last in ranges)
+
+
 def test_a_header_is_read_by_ranges_and_no_weights(hub: Hub, library: Library) -> None:
     words = {**MODEL, **vocabulary(20_000, 20_000)}
     head = make(words, [("token_embd.weight", (32, 2), F16)])
     hub.add(NAME, {"m-Q4_K_M.gguf": head + bytes(8 << 20)})
     found = survey(library, NAME)
     assert found.facts and (found.facts.vocabulary, found.context_length) == (20_000, 2048)
-    assert len(head) < found.read == hub.sent["cdn"] < 2 * len(head)
-    assert all(seen.range for seen in hub.requests(port="cdn"))
+    assert len(head) < found.read == asked(hub) < 2 * len(head)
 
 
 def test_all_parts_of_a_split_model_are_told_from_their_headers(hub: Hub, library: Library) -> None:
@@ -263,7 +268,7 @@ def test_all_parts_of_a_split_model_are_told_from_their_headers(hub: Hub, librar
     hub.add(NAME, parts)
     found = survey(library, NAME)
     assert found.header and len(found.header.tensors) == 3
-    assert found.read == hub.sent["cdn"] < 1 << 20
+    assert found.read == asked(hub) < 1 << 20
 
 
 def test_a_server_without_ranges_is_not_made_to_send_all(hub: Hub, library: Library) -> None:
@@ -355,7 +360,7 @@ def test_whatever_a_hub_says_is_taken_or_left_out(said: Mapping[str, Any]) -> No
         assert number is None or (type(number) is int and number >= 0)
 
 
-@with_settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@with_settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.dictionaries(st.sampled_from(FIELDS), ANYTHING | WITHIN))
 def test_nonsense_over_the_wire_is_a_card_or_an_error_in_one_line(
     hub: Hub, library: Library, said: dict[str, Any]
