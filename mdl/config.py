@@ -4,7 +4,7 @@ import os
 import re
 import stat
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -35,6 +35,7 @@ class Settings:
     )
     hosts: tuple[str, ...] = ()  # where a short name is looked for first, and where else it may come from
     insecure: tuple[str, ...] = ()  # registries that may be asked by http, or with any certificate
+    realms: tuple[str, ...] = ()  # hosts that may be shown passwords of registries that ask for tokens there
     ca: str = ""  # a file of certificate authorities to trust besides the system's
     hf_endpoint: str = "https://huggingface.co"
     api_key: str = ""  # what mdl serve asks for
@@ -62,6 +63,21 @@ def config_path(environment: Mapping[str, str] | None = None) -> Path:
     if path := environment.get("MDL_CONFIG"):
         return Path(path).expanduser()
     return _folder(environment, "MDL_CONFIG_HOME", "user_config_path") / "config.toml"
+
+
+def auth_paths() -> list[Path]:
+    """Files with credentials for registries, in the order in which they are looked at; mdl's own is first."""
+    found = [config_path().parent / "auth.json"]
+    if path := os.environ.get("REGISTRY_AUTH_FILE"):
+        found.append(Path(path))
+    if path := os.environ.get("XDG_RUNTIME_DIR"):
+        found.append(Path(path, "containers", "auth.json"))
+    home = os.environ.get("XDG_CONFIG_HOME") or "~/.config"
+    found.append(Path(home, "containers", "auth.json"))
+    found.append(Path(os.environ.get("DOCKER_CONFIG") or "~/.docker", "config.json"))
+    with suppress(RuntimeError):  # no home at all
+        return [path.expanduser() for path in found]
+    return found[:1]
 
 
 def data_path() -> Path:
@@ -182,7 +198,7 @@ def _parse(name: str, value: Any, where: str) -> Any:
         return _bytes(value, where, "bytes a second, such as 500k or 20M; 0 is no limit")
     if name == "memory":
         return _bytes(value, where, "a size such as 8GB; 0 is all that is free")
-    if name in ("hosts", "insecure"):
+    if name in ("hosts", "insecure", "realms"):
         return _places(value, where, with_path=name == "hosts")
     if name == "ca":
         return str(Path(str(value)).expanduser()) if value else ""

@@ -240,6 +240,22 @@ class Client:
 
         return self.patiently(once)
 
+    def post(self, remote: Remote, fields: Mapping[str, str], max_bytes: int) -> Response:
+        """The small answer to a form; redirects are not followed, since what is sent is a secret."""
+        headers = {**remote.headers, "Content-Type": "application/x-www-form-urlencoded"}
+        body = urllib.parse.urlencode(fields).encode()
+
+        def once() -> Response:
+            answer = Answer(self._request("POST", remote.url, headers, body), remote, redirected=False)
+            try:
+                if answer.status in PASSING:
+                    raise self._slowed(answer)
+                return Response(answer.status, answer.headers, _read_whole(answer, max_bytes), answer.url)
+            finally:
+                answer.close()
+
+        return self.patiently(once)
+
     def peek(self, remote: Remote, start: int, size: int) -> bytes:
         """Up to `size` bytes from `start` of a larger file, fewer at its end. Raises MdlError."""
 
@@ -350,7 +366,9 @@ class Client:
         for manager in self._managers.values():
             manager.clear()
 
-    def _request(self, method: str, url: str, headers: Mapping[str, str]) -> "BaseHTTPResponse":
+    def _request(
+        self, method: str, url: str, headers: Mapping[str, str], body: bytes | None = None
+    ) -> "BaseHTTPResponse":
         import urllib3
 
         host = origin_of(url)[1]
@@ -359,7 +377,7 @@ class Client:
         timeout = urllib3.Timeout(connect=self.limits.connect_timeout, read=self.limits.read_timeout)
         with _network_errors(url, known=host in self._answered):
             raw = self._manager(url).urlopen(
-                method, url, headers={**own, **headers}, timeout=timeout,
+                method, url, body=body, headers={**own, **headers}, timeout=timeout,
                 redirect=False, retries=False, preload_content=False, decode_content=False,
             )  # fmt: skip
         self._answered.add(host)

@@ -74,7 +74,9 @@ ALLOWED = {
     "garbage": {"store", "partial"},
     "usage": {"store", "model"},
     "verification": {"store", "model", "reference"},
+    "credentials": {"config"},
     "transports": {
+        "credentials",
         "transports",
         "download",
         "remote",

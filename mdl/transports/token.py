@@ -1,0 +1,180 @@
+"""Who we are to a registry: its challenge, our credentials, and the token that they get. Knows no artifacts.
+
+https://distribution.github.io/distribution/spec/auth/token/. Tokens are for one repository and expire within
+minutes; a download of hours renews its own.
+"""
+
+import json
+import re
+import threading
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode, urlsplit
+
+from mdl.credentials import Credentials, find
+from mdl.errors import AuthError, NetworkError
+from mdl.remote import Client, Remote, Response, origin_of, shown
+
+if TYPE_CHECKING:
+    from mdl.config import Settings
+
+# Registries whose tokens come from elsewhere, as their own documentation says.
+REALMS: dict[str, tuple[str, ...]] = {
+    "docker.io": ("auth.docker.io",),
+    "registry.gitlab.com": ("gitlab.com",),
+    "nvcr.io": ("authn.nvidia.com",),
+    "registry.ollama.ai": ("ollama.com",),
+}
+LARGEST_ANSWER = 1 << 20
+SHORTEST_LIFE, LONGEST_LIFE = 60.0, 86400.0  # seconds; a token holds a minute if nothing else is said
+EARLY = 5.0  # seconds before its end at which a token is not used any more
+_PARAMETER = r'([A-Za-z0-9_-]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s",]+))'
+
+
+class Session:
+    """Our standing at one registry, for one repository. Safe to use from several threads."""
+
+    def __init__(self, host: str, path: str, settings: "Settings", client: Client) -> None:
+        self._host, self._path, self._settings, self._client = host, path, settings, client
+        self._lock = threading.Lock()
+        self._header = ""
+        self._expires = float("inf")
+        self._challenge: tuple[str, Mapping[str, str]] | None = None
+        self._credentials: Credentials | None = None
+        self._looked = False
+        self.troubles: list[str] = []  # why credentials that we may have were not found
+
+    @property
+    def is_known(self) -> bool:
+        """Whether the registry was told who we are."""
+        return self._credentials is not None
+
+    def headers(self) -> Mapping[str, str]:
+        with self._lock:
+            if self._header and time.monotonic() >= self._expires and self._challenge:
+                self._enter(*self._challenge)
+            return self._current()
+
+    def renew(self, used: Mapping[str, str], challenge: str) -> Mapping[str, str] | None:
+        with self._lock:
+            if self._header and used.get("Authorization") != self._header:
+                return self._current()  # somebody else has done it meanwhile
+            for scheme, parameters in challenges(challenge):
+                if scheme in ("bearer", "basic") and self._enter(scheme, parameters):
+                    return self._current() if self._header != used.get("Authorization") else None
+            return None
+
+    def _current(self) -> Mapping[str, str]:
+        return {"Authorization": self._header} if self._header else {}
+
+    def _enter(self, scheme: str, parameters: Mapping[str, str]) -> bool:
+        """Get what the scheme asks for; False where we have nothing to show."""
+        if not self._looked:
+            self._credentials, self._looked = find(self._host, self._path, self.troubles), True
+        if scheme == "basic":
+            if self._credentials is None:
+                return False
+            self._header, self._expires = self._credentials.basic, float("inf")
+            return True
+        token, seconds = self._token(parameters)
+        self._challenge = scheme, parameters
+        self._header, self._expires = f"Bearer {token}", time.monotonic() + max(seconds - EARLY, 1)
+        return True
+
+    def _token(self, parameters: Mapping[str, str]) -> tuple[str, float]:
+        realm = parameters.get("realm", "")
+        credentials = self._credentials
+        if not self._may_be_asked(realm):
+            raise NetworkError(
+                f"{self._host} sends on to {realm[:60]!r} for a token, which is no safe address",
+                hint="the registry or something before it is at fault",
+            )
+        if credentials and not self._may_know_us(realm):
+            raise AuthError(
+                f"{self._host} wants your password to go to {shown(realm)}, which mdl does not do",
+                hint=f"if that is right, add {urlsplit(realm).netloc} to `realms` in config.toml",
+            )
+        fields = {"service": parameters.get("service", ""), "scope": self._scope(parameters)}
+        answer = self._ask(realm, {name: value for name, value in fields.items() if value}, credentials)
+        return self._read(answer, realm)
+
+    def _ask(self, realm: str, fields: dict[str, str], credentials: Credentials | None) -> Response:
+        if credentials and credentials.identity_token:
+            body = {**fields, "grant_type": "refresh_token", "client_id": "mdl"}
+            body["refresh_token"] = credentials.identity_token
+            return self._client.post(Remote(realm), body, LARGEST_ANSWER)
+        headers = {"Authorization": credentials.basic} if credentials else {}
+        separator = "&" if "?" in realm else "?"
+        return self._client.get(Remote(f"{realm}{separator}{urlencode(fields)}", headers), LARGEST_ANSWER)
+
+    def _read(self, answer: Response, realm: str) -> tuple[str, float]:
+        if answer.status in (400, 401, 403):
+            raise AuthError(
+                f"{shown(realm)} gives no token for {self._path or self._host} ({answer.status})",
+                hint=f"check the spelling and your rights there, or log in: mdl login {self._host}",
+            )
+        try:
+            content: dict[str, Any] = json.loads(answer.body)
+            token = content.get("token") or content.get("access_token")
+            seconds = float(content.get("expires_in") or SHORTEST_LIFE)
+        except (ValueError, TypeError, AttributeError, RecursionError):
+            token, seconds = None, SHORTEST_LIFE
+        if (
+            answer.status != 200
+            or not isinstance(token, str)
+            or not re.fullmatch(r"[\x21-\x7e]{1,65536}", token)
+        ):
+            raise NetworkError(
+                f"{shown(realm)} answers, but gives no token ({answer.status})", "try again later"
+            )
+        return token, max(SHORTEST_LIFE, min(seconds, LONGEST_LIFE))  # in this order, for NaN
+
+    def _scope(self, parameters: Mapping[str, str]) -> str:
+        """To read this repository, in the registry's words if it has any; never more."""
+        scope = parameters.get("scope", "")
+        if re.fullmatch(r"repository(\([a-z]+\))?:[^\s:]+(:\d+)?[^\s:]*:pull", scope):
+            return scope
+        return f"repository:{self._path}:pull" if self._path else ""
+
+    def _may_be_asked(self, realm: str) -> bool:
+        from mdl.transports.registry import is_loopback
+
+        try:
+            scheme, host, _ = origin_of(realm)
+        except ValueError:
+            return False
+        return scheme == "https" or is_loopback(host) or urlsplit(realm).netloc in self._settings.insecure
+
+    def _may_know_us(self, realm: str) -> bool:
+        """Whether our credentials may go to a realm: the registry's own host, one that is known to belong to
+        it, or one that the user has listed."""
+        from mdl.transports.registry import WIRE
+
+        host = origin_of(realm)[1]
+        own = {name.rpartition(":")[0] or name for name in (self._host, WIRE.get(self._host, self._host))}
+        listed = self._settings.realms
+        return (
+            host in own
+            or host in REALMS.get(self._host, ())
+            or host in listed
+            or urlsplit(realm).netloc in listed
+        )
+
+
+def challenges(text: str) -> list[tuple[str, dict[str, str]]]:
+    """The schemes of a WWW-Authenticate, in lower case, with their parameters (RFC 9110 11.6.1)."""
+    found: list[tuple[str, dict[str, str]]] = []
+    position = 0
+    while match := re.compile(rf"[\s,]*(?:{_PARAMETER}|([A-Za-z0-9_-]+)(?=\s|,|$))").match(
+        text[:8192], position
+    ):
+        if match.end() == position:
+            break
+        position = match.end()
+        if match[4]:
+            found.append((match[4].lower(), {}))
+        elif found:
+            value = match[3] if match[2] is None else re.sub(r"\\(.)", r"\1", match[2])
+            found[-1][1].setdefault(match[1].lower(), value)
+    return found
