@@ -95,10 +95,14 @@ class Change:
 
 @dataclass(frozen=True)
 class Way:
-    """How much of what was not synced is left: the share of names, and what of contents."""
+    """How much of what was not synced is left: the share of names, and what of each file.
+
+    `content` is none, zeros (the size came to the disk and the bytes did not), pages (some of them), all, or
+    any of these for each file.
+    """
 
     names: float
-    content: str  # "none", "zeros" (only the size), "some" (pages), "all"
+    content: str
     seed: int = 0
 
 
@@ -270,20 +274,17 @@ def _image(top: Folder, names: Names, content: Callable[[File], bytes]) -> Image
 def _survives(file: File, way: str, dice: random.Random) -> bytes:
     """What of a file is left."""
     new = bytes(file.data)
+    if way == "any":
+        way = dice.choice(["none", "zeros", "pages", "all"])
     if way == "all" or new == file.synced:
         return new
     if way == "none":
         return file.synced
-    size = (
-        len(new) if way == "zeros" else dice.choice([len(file.synced), dice.randint(0, len(new)), len(new)])
-    )
+    size = len(new) if way == "zeros" else dice.choice([len(new), dice.randint(0, len(new))])
     left = bytearray(file.synced[:size].ljust(size, b"\0"))
-    if way == "some":
-        for start in range(0, size, PAGE):
-            if dice.random() < 0.5:
-                left[start : start + PAGE] = new[start : start + PAGE].ljust(
-                    len(left[start : start + PAGE]), b"\0"
-                )
+    for start in range(0, size, PAGE):
+        if way == "pages" and dice.random() < 0.5:
+            left[start : start + PAGE] = new[start : min(start + PAGE, size)]
     return bytes(left)
 
 
