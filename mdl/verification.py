@@ -139,9 +139,9 @@ class Verification:
         if metadata.is_symlink():
             self._find("link", metadata, "it is a link", model)
         if not metadata.is_file() or model.place is not None:
-            kind = "header" if model.problem else "unchecked"
-            what = model.problem or "no digests are known: only its header was read"
-            self._find(kind, model.place or model.folder, what, model)
+            damage = model.problem or _header_damage(model.place or model.folder)
+            what = damage or "no digests are known: only its header was read"
+            self._find("header" if damage else "unchecked", model.place or model.folder, what, model)
             return
         if model.problem and not model.files:
             self._find("metadata", metadata, model.problem, model)
@@ -181,11 +181,14 @@ class Verification:
             path = self.store.blob(sha256)
             with contextlib.suppress(FileNotFoundError):
                 status = os.lstat(path)
-                if _DIGEST.fullmatch(sha256) and stat.S_ISREG(status.st_mode):
+                told = any(
+                    os.path.samestat(status, other) for digest, other in self.wrong if digest == sha256
+                )
+                if _DIGEST.fullmatch(sha256) and stat.S_ISREG(status.st_mode) and not told:
                     yield Name(path, status, sha256)
-                elif _DIGEST.fullmatch(sha256):
+                elif _DIGEST.fullmatch(sha256) and not told:
                     self._find("link", path, "it is a link or no file at all", None)
-                else:
+                elif not told:
                     self._find("foreign", path, "mdl did not put it there", None)
 
     def _find(self, kind: str, path: Path, what: str, model: Model | None) -> None:
@@ -194,15 +197,15 @@ class Verification:
     # Choosing
 
     def _choose(self, contents: Contents) -> Contents:
+        suspect = {key: names for key, names in contents.items() if any(map(_is_suspect, names))}
         if self.quick:
-            return {key: names for key, names in contents.items() if any(map(_is_touched, names))}
+            return suspect
         if self.share >= 1:
             return contents
         seen = _history(self.store)
-        order = sorted(contents, key=lambda key: (seen.get(key[2], 0.0), random.random()))
+        order = sorted(contents.keys() - suspect, key=lambda key: (seen.get(key[2], 0.0), random.random()))
         wanted = self.share * sum(names[0].status.st_size for names in contents.values())
-        chosen: Contents = {}
-        size = 0
+        chosen, size = dict(suspect), 0
         for key in order:
             if size >= wanted:
                 break
@@ -269,6 +272,14 @@ def _digest(path: Path, advance: Advance) -> str | OSError:
         return error
 
 
+def _header_damage(path: Path) -> str:
+    """Why a model without digests cannot be whole, as far as headers tell."""
+    from mdl.weights import DAMAGED, Refusal, identify
+
+    found = identify(path)
+    return found.message if isinstance(found, Refusal) and found.what == DAMAGED else ""
+
+
 def _mend(kind: str, model: Model | None) -> str:
     """The command that mends something, if there is one."""
     if model is None or model.place is not None or kind in ("foreign", "unchecked"):
@@ -287,12 +298,15 @@ def _foreign(model: Model) -> Iterator[Path]:
         yield from (path for name in sorted(files + links) if (path := Path(folder) / name) not in own)
 
 
-def _is_touched(name: Name) -> bool:
-    """Whether a file was written to after its version was put together."""
-    if name.model is None:
+def _is_suspect(name: Name) -> bool:
+    """Whether a file was damaged before, or written to after its version was put together."""
+    if name.model is None or name.file is None:
         return False
     try:
-        return name.status.st_mtime_ns > os.lstat(name.model.folder / METADATA_NAME).st_mtime_ns
+        return (
+            name.file.name in name.model.damaged
+            or name.status.st_mtime_ns > os.lstat(name.model.folder / METADATA_NAME).st_mtime_ns
+        )
     except OSError:
         return True
 

@@ -20,6 +20,7 @@ __all__ = ["Facts", "Refusal", "Weights", "identify", "quantization_of", "role",
 
 MOST_ENTRIES = 1000  # of a folder and those below; a model has tens of files, the largest some hundred
 DEEPEST = 2  # folders below: repositories keep each quantization in one of its own
+DAMAGED = "a damaged model"  # what a refusal of such a model says that it is
 _SNIFFED = 4096  # bytes that tell what a file is
 
 
@@ -44,7 +45,7 @@ def identify(path: Path) -> Weights | Refusal:
     try:
         return _identify(path)
     except UnsupportedModel as error:
-        return Refusal("a damaged model", error.message, error.hint, is_model=True)
+        return Refusal(DAMAGED, error.message, error.hint, is_model=True)
     except FileNotFoundError:
         return Refusal("missing", f"{path} is not there", "check the path", False, NotFound)
     except OSError as error:

@@ -73,7 +73,7 @@ ALLOWED = {
     "store": {"model", "reference"},
     "garbage": {"store", "partial"},
     "usage": {"store", "model"},
-    "verification": {"store", "model", "reference"},
+    "verification": {"store", "model", "weights"},
     "credentials": {"config"},
     "transports": {
         "credentials",
@@ -106,6 +106,8 @@ ALLOWED = {
     "gguf": {"header"},
     "safetensors": {"header"},
     "header": set(),
+    "memory": {"gguf", "header", "machine"},
+    "machine": set(),
     "refusal": {"header"},
     "filename": set(),
     "errors": set(),
