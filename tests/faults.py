@@ -86,7 +86,8 @@ class Place:
         for model in self.library.list():
             assert model.damaged or not model.problem, model
             for file in model.files:
-                found[f"{model.reference} {file.name}"] = digest((model.folder / file.name).read_bytes())
+                path = model.folder / file.name
+                found[f"{model.reference} {file.name}"] = digest(path.read_bytes()) if path.exists() else ""
         return found
 
     def around(self) -> dict[str, str]:
