@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from hub import Hub
+from registry import Front, Registry
 
 from mdl.config import Settings
 from mdl.library import Library
@@ -20,10 +21,29 @@ os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="mdl-tests-")
 for _name in ("HF_TOKEN", "HF_TOKEN_PATH", "HUGGING_FACE_HUB_TOKEN", "HF_OIDC_RESOURCE", "HF_ENDPOINT"):
     os.environ.pop(_name, None)
 
+# Nor may credentials of theirs, for registries, be found.
+for _name in ("MDL_CONFIG", "REGISTRY_AUTH_FILE", "XDG_RUNTIME_DIR"):
+    os.environ.pop(_name, None)
+for _name in ("MDL_CONFIG_HOME", "XDG_CONFIG_HOME", "DOCKER_CONFIG"):
+    os.environ[_name] = tempfile.mkdtemp(prefix="mdl-tests-")
+
 
 @pytest.fixture
 def hub() -> Iterator[Hub]:
     with Hub() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
+    """A registry that everybody may read from and write to; a test takes a repository of its own."""
+    with Registry(tmp_path_factory.mktemp("registry")) as running:
+        yield running
+
+
+@pytest.fixture
+def front(registry: Registry) -> Iterator[Front]:
+    with Front(registry) as running:
         yield running
 
 

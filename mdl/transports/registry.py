@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urljoin
 
-from mdl.errors import AuthError, IntegrityError, MdlError, NetworkError, NotFound
+from mdl.errors import AuthError, IntegrityError, MdlError, NetworkError, NotFound, UsageError
 from mdl.reference import DOCKER, Reference, show
 from mdl.remote import Client, Limits, Remote, Response, Trust, origin_of, shown
 from mdl.transports.token import Session
@@ -68,7 +68,11 @@ class Registry:
 
         Raises NotFound with the tags that are there, AuthError, NetworkError, IntegrityError.
         """
-        answer = self._ask(f"manifests/{quote(name, safe=':')}", LARGEST_MANIFEST, ", ".join(MANIFESTS))
+        if not (_is_tag(name) or _DIGEST.fullmatch(name)):
+            raise UsageError(
+                f"{show(name)} cannot be a tag", hint="letters, digits, '.', '_' and '-', at most 128"
+            )
+        answer = self._ask(f"manifests/{name}", LARGEST_MANIFEST, ", ".join(MANIFESTS))
         if answer.status == 404:
             raise self._missing(name)
         self._require(answer)

@@ -1,0 +1,273 @@
+"""Registries: manifests, tags, contents and tokens, from a real one and from one that lies and fails."""
+
+import hashlib
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from registry import BASIC, PASSWORD, USER, Front, digest, listening, manifest, titled
+from registry import Registry as RealRegistry
+
+from mdl import credentials
+from mdl.config import Settings
+from mdl.credentials import Credentials
+from mdl.download import Downloader, Expected
+from mdl.errors import AuthError, IntegrityError, MdlError, NetworkError, NotFound, UsageError
+from mdl.reference import Reference
+from mdl.transports.registry import MOST_TAGS, Registry
+from mdl.transports.token import challenges
+
+LAYER = titled("model.gguf", b"weights" * 1000)
+
+
+@pytest.fixture
+def repository(registry: RealRegistry, request: pytest.FixtureRequest) -> str:
+    """The name of a repository that no other test uses, with one artifact."""
+    path = f"tests/r{hashlib.sha256(request.node.name.encode()).hexdigest()[:16]}"
+    registry.push(path, "v1", [LAYER])
+    return path
+
+
+@pytest.fixture(autouse=True)
+def own_credentials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MDL_CONFIG", str(tmp_path / "config" / "config.toml"))
+
+
+def opened(host: str, path: str, settings: Settings) -> Registry:
+    return Registry(Reference.parse(f"{host}/{path}"), settings)
+
+
+def failure(source: Registry, name: str = "v1") -> MdlError:
+    with pytest.raises(MdlError) as caught:
+        source.document(name)
+    return caught.value
+
+
+# What a registry has
+
+
+def test_a_manifest_comes_by_its_tag_and_by_its_digest(
+    registry: RealRegistry, repository: str, settings: Settings
+) -> None:
+    source = opened(registry.host, repository, settings)
+    document = source.document("v1")
+    assert document.content["layers"][0]["digest"] == LAYER.digest
+    assert source.document(document.digest) == document
+    assert source.blob(LAYER.digest, len(LAYER.content)) == LAYER.content
+
+
+def test_tags_come_in_pages(registry: RealRegistry, repository: str, settings: Settings) -> None:
+    for number in range(12):
+        registry.push(repository, f"v1.{number}", [LAYER])
+    source = opened(registry.host, repository, settings)
+    assert set(source.tags()) == {"v1", *(f"v1.{number}" for number in range(12))}
+
+
+def test_what_is_not_there_is_said_with_what_is(
+    registry: RealRegistry, repository: str, settings: Settings
+) -> None:
+    registry.push(repository, "v1.10", [LAYER])
+    missing = failure(opened(registry.host, repository, settings), "v1.1")
+    assert isinstance(missing, NotFound)
+    assert "no tag 'v1.1'" in missing.message
+    assert missing.hint in ("there are: v1.10, v1", "there are: v1, v1.10")
+    nowhere = failure(opened(registry.host, "tests/nowhere", settings))
+    assert isinstance(nowhere, NotFound)
+    assert "has no tests/nowhere" in nowhere.message
+
+
+# Tokens
+
+
+def test_a_public_repository_wants_a_token_that_anybody_gets(
+    front: Front, repository: str, settings: Settings
+) -> None:
+    source = opened(front.host, repository, settings)
+    assert source.document("v1").content["layers"]
+    assert source.blob(LAYER.digest, len(LAYER.content)) == LAYER.content
+    assert len(front.requests("/token")) == 1
+    assert all(not seen.authorization for seen in front.requests(port="cdn"))
+
+
+def test_a_private_repository_wants_credentials(front: Front, repository: str, settings: Settings) -> None:
+    front.now.private = True
+    refused = failure(opened(front.host, repository, settings))
+    assert isinstance(refused, AuthError)
+    assert f"mdl login {front.host}" in refused.hint
+    credentials.store(front.host, Credentials(USER, PASSWORD))
+    source = opened(front.host, repository, settings)
+    assert source.document("v1")
+    assert [seen.authorization for seen in front.requests("/token")] == ["", BASIC]
+    assert all(not seen.authorization.startswith("Basic") for seen in front.requests("/v2/"))
+
+
+def test_an_identity_token_stands_for_a_password(front: Front, repository: str, settings: Settings) -> None:
+    front.now.private = True
+    file = credentials.auth_paths()[0]
+    file.parent.mkdir()
+    file.write_text(json.dumps({"auths": {front.host: {"identitytoken": "identity"}}}))
+    assert opened(front.host, repository, settings).document("v1")
+    assert [seen.method for seen in front.requests("/token")] == ["POST"]
+
+
+def test_basic_authentication_is_what_htpasswd_wants(tmp_path: Path, settings: Settings) -> None:
+    with RealRegistry(tmp_path / "private", private=True) as private:
+        private.push("org/m", "v1", [LAYER])
+        refused = failure(opened(private.host, "org/m", settings))
+        assert isinstance(refused, AuthError)
+        credentials.store(private.host, Credentials(USER, "wrong"))
+        assert isinstance(failure(opened(private.host, "org/m", settings)), AuthError)
+        credentials.store(private.host, Credentials(USER, PASSWORD))
+        assert opened(private.host, "org/m", settings).document("v1")
+
+
+def test_a_token_that_expires_is_renewed_before_it_is_refused(
+    front: Front, repository: str, settings: Settings
+) -> None:
+    front.now.seconds = 0.5
+    source = opened(front.host, repository, settings)
+    assert source.document("v1")
+    time.sleep(0.6)
+    assert source.document("v1")
+    assert len(front.requests("/token")) == 2
+
+
+def test_a_token_that_is_never_good_is_renewed_only_once(
+    front: Front, repository: str, settings: Settings
+) -> None:
+    front.now.seconds = -1
+    refused = failure(opened(front.host, repository, settings))
+    assert isinstance(refused, AuthError)
+    assert len(front.requests("/token")) <= 2
+
+
+def test_a_download_goes_on_when_its_token_expires(
+    front: Front, repository: str, settings: Settings, tmp_path: Path
+) -> None:
+    source = opened(front.host, repository, settings)
+    remote = source.remote(LAYER.digest)
+    front.now.seconds = 0.2
+    source.document("v1")
+    time.sleep(0.3)
+    expected = Expected(len(LAYER.content), LAYER.digest.removeprefix("sha256:"))
+    received = Downloader().fetch("model.gguf", remote, expected, tmp_path / "m.partial")
+    assert received.size == len(LAYER.content)
+    assert (tmp_path / "m.partial").read_bytes() == LAYER.content
+
+
+@pytest.mark.parametrize(
+    "challenge", ["", "Digest realm=x", 'Bearer realm="file:///etc/passwd"', "Bearer", "\x01,=,"]
+)
+def test_a_refusal_that_leads_nowhere_is_told_within_three_seconds(
+    front: Front, repository: str, settings: Settings, challenge: str
+) -> None:
+    front.now.challenge = challenge
+    began = time.monotonic()
+    assert isinstance(failure(opened(front.host, repository, settings)), AuthError | NetworkError)
+    assert time.monotonic() - began < 3
+
+
+def test_a_password_goes_to_no_other_host(front: Front, repository: str, settings: Settings) -> None:
+    credentials.store(front.host, Credentials(USER, PASSWORD))
+    with listening() as (stranger, heard):
+        front.now.realm = f"{stranger}/token"
+        refused = failure(opened(front.host, repository, settings))
+        assert isinstance(refused, AuthError)
+        assert "127.0.0.2" in refused.message
+        assert heard == []
+        listed = replace(settings, realms=(stranger.removeprefix("http://"),))
+        failure(opened(front.host, repository, listed))
+        assert heard[0] == BASIC
+
+
+def test_a_challenge_of_basic_gets_no_password_of_another_host(
+    front: Front, repository: str, settings: Settings
+) -> None:
+    credentials.store("127.0.0.1:1", Credentials(USER, PASSWORD))
+    front.now.challenge = 'Basic realm="x"'
+    assert isinstance(failure(opened(front.host, repository, settings)), AuthError)
+    assert all(not seen.authorization for seen in front.seen)
+
+
+# Lies and failures
+
+
+def test_a_manifest_that_is_not_what_its_digest_says_is_refused(
+    front: Front, repository: str, settings: Settings
+) -> None:
+    source = opened(front.host, repository, settings)
+    real = source.document("v1").digest
+    other = json.dumps(manifest([titled("model.gguf", b"other")])).encode()
+    front.now.manifests[real] = other
+    assert isinstance(failure(source, real), IntegrityError)
+    front.now.manifests["v1"] = other
+    front.now.headers["Docker-Content-Digest"] = real
+    assert isinstance(failure(source, "v1"), IntegrityError)
+    del front.now.headers["Docker-Content-Digest"]
+    assert source.document("v1").digest == digest(other)
+
+
+def test_a_content_that_is_not_what_its_digest_says_is_refused(
+    front: Front, repository: str, settings: Settings
+) -> None:
+    front.now.flip = True
+    source = opened(front.host, repository, settings)
+    with pytest.raises(IntegrityError):
+        source.blob(LAYER.digest, len(LAYER.content))
+    with pytest.raises(MdlError):
+        source.blob(LAYER.digest, len(LAYER.content) - 1)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"", b"null", b"[]", b"{", b'{"a": NaN}', b'{"a": 1, "a": 2}', b"\xff", b"[" * 100_000,
+        b'{"a":' * 50 + b"1" + b"}" * 50, b"<html>", b'{"x": "' + b"x" * (5 << 20) + b'"}',
+    ],
+    ids=range(11),
+)  # fmt: skip
+def test_a_manifest_that_is_none_is_an_error_of_one_line(
+    front: Front, repository: str, settings: Settings, body: bytes
+) -> None:
+    front.now.manifests["v1"] = body
+    refused = failure(opened(front.host, repository, settings))
+    assert isinstance(refused, NetworkError)
+    assert "\n" not in refused.message
+
+
+def test_a_list_of_tags_without_end_ends(front: Front, repository: str, settings: Settings) -> None:
+    source = opened(front.host, repository, settings)
+    assert source.tags() == ["v1"]
+    assert len(front.requests("/tags/")) <= 2
+    assert MOST_TAGS == 10_000
+
+
+def test_a_registry_that_is_busy_is_asked_again(front: Front, repository: str, settings: Settings) -> None:
+    front.now.statuses["/manifests/"] = [429, 503]
+    assert opened(front.host, repository, settings).document("v1")
+
+
+def test_names_cannot_lead_elsewhere(front: Front, repository: str, settings: Settings) -> None:
+    source = opened(front.host, repository, settings)
+    assert isinstance(failure(source, "../../../token?x="), UsageError)
+    assert front.requests() == []
+    with pytest.raises(IntegrityError):
+        source.remote("sha256:../../x")
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ('Bearer realm="https://a/b",service="c d",scope="repository:x:pull"',
+         [("bearer", {"realm": "https://a/b", "service": "c d", "scope": "repository:x:pull"})]),
+        ('basic realm="a\\"b", Bearer realm=x', [("basic", {"realm": 'a"b'}), ("bearer", {"realm": "x"})]),
+        ("Negotiate, Basic realm=x", [("negotiate", {}), ("basic", {"realm": "x"})]),
+        ("", []),
+        (",,,", []),
+        ("=x", []),
+    ],
+)  # fmt: skip
+def test_challenges_are_read_as_rfc_9110_has_them(text: str, found: list[tuple[str, dict[str, str]]]) -> None:
+    assert challenges(text) == found
