@@ -13,11 +13,11 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple
 
 from mdl.errors import Busy
 from mdl.partial import note_of
-from mdl.store import LEFTOVER_AGE, Store, discard, size_on_disk, statuses
+from mdl.store import LEFTOVER_AGE, Store, discard, refuse_to_wait, size_on_disk, statuses
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _PARTIAL = re.compile(r"([^.]+)\.partial(\..+)?")
@@ -99,7 +99,7 @@ def _remove(store: Store, piece: Piece, *, fetching: bool) -> bool:
             discard(piece.path)
             return not os.path.lexists(piece.path)
         key = piece.path.name.partition(".")[0]
-        with store.transfer_lock(key, _refuse) as trusted:
+        with store.transfer_lock(key, refuse_to_wait) as trusted:
             # What is promised by another digest than sha256 is a blob before anybody can know its lock.
             certain = trusted and not (fetching and piece.kind == "content")
             if not certain and piece.age < LEFTOVER_AGE:
@@ -110,10 +110,6 @@ def _remove(store: Store, piece: Piece, *, fetching: bool) -> bool:
         store.drop_lock(f"{key}.transfer")
         return True
     return False
-
-
-def _refuse() -> NoReturn:
-    raise Busy("somebody fetches it", hint="wait for it")
 
 
 def _drop_locks(store: Store) -> bool:
@@ -141,7 +137,7 @@ def _piece(kind: str, path: Path) -> Piece:
     """Since when something is as it is: an unused content since its last link was taken away."""
     status = os.lstat(path)
     size = sum(size_on_disk(found) for found in _statuses(path) if found.st_nlink == 1 or kind == "content")
-    since = status.st_mtime if kind == "partial" else status.st_ctime
+    since = status.st_ctime if kind == "content" else status.st_mtime
     return Piece(kind, path, size, max(time.time() - since, 0))
 
 

@@ -20,9 +20,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 
-from mdl.errors import Busy, DiskError, MdlError, UsageError
+from mdl.errors import Busy, DiskError, MdlError, NotFound, UsageError
 from mdl.model import METADATA_NAME, File, Model, from_document, to_document
 from mdl.reference import UNKNOWN_VERSION, Reference, show
 
@@ -31,7 +31,7 @@ DEEPEST = 16  # folders below models/ that are looked at
 LEFTOVER_AGE = 3600.0  # seconds after which what a killed process was putting together is swept away
 INDEX_SCHEMA = 2
 COMMIT_TRIES = 8
-LOCK_TRIES = 8
+LOCK_TRIES = 200
 _REMOVED = ".removed"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -153,14 +153,18 @@ class Store:
         """
         with self.exclusive(model.folder), disk_errors(model.folder):
             self._refuse_outside(model.folder)
+            self._refuse_links(self.blobs)
             gone = self._own(self.incoming) / f"{unique()}{_REMOVED}"
-            _take_out(model.folder, gone)
+            try:
+                _take_out(model.folder, gone)
+            except FileNotFoundError:
+                raise NotFound(f"{model.reference} was removed meanwhile", hint="mdl list") from None
             with contextlib.suppress(FileNotFoundError):  # another remover took the empty parent away
                 _sync(model.folder.parent)  # or a power failure could bring back a folder without its files
-            freed = sum(size_on_disk(status) for status in statuses(gone) if status.st_nlink == 1)
+            copies = sum(size_on_disk(status) for status in statuses(gone) if status.st_nlink == 1)
             _remove_tree(gone)
             self._remove_empty(model.folder.parent)
-        return freed + self._free(model.files)
+        return copies + self._free(model.files, are_copied=copies > 0)
 
     def mark(self, model: Model, damaged: Iterable[str]) -> None:
         """Record which files of a version are damaged, by one rename; forgotten when it is committed again.
@@ -319,12 +323,15 @@ class Store:
 
     def _own(self, folder: Path) -> Path:
         """One of the cache's own folders, made if need be. DiskError where somebody planted a link."""
-        for place in (folder, *folder.parents):
-            if place == self.root:
-                break
-            _refuse_link(place)
+        self._refuse_links(folder)
         _make_folder(folder)
         return folder
+
+    def _refuse_links(self, folder: Path) -> None:
+        for place in (folder, *folder.parents):
+            if place == self.root:
+                return
+            _refuse_link(place)
 
     def _is_known_as_damaged(self, file: File, model: Model) -> bool:
         return file.name in model.damaged and _is_same(model.folder / file.name, self.blob(file.sha256 or ""))
@@ -385,12 +392,21 @@ class Store:
                 folder.rmdir()
                 folder = folder.parent
 
-    def _free(self, files: tuple[File, ...]) -> int:
-        """Remove the blobs that nothing links to any more, unless somebody is about to; bytes freed."""
+    def _free(self, files: tuple[File, ...], *, are_copied: bool) -> int:
+        """Remove the blobs that nothing links to any more, unless somebody is about to; bytes freed.
+
+        Of copies the link count tells nothing: no other version may have such a file.
+        """
         contents = {file.sha256 for file in files if file.sha256}
+        if contents and are_copied:
+            contents -= {file.sha256 for model in self.models() for file in model.files}
+        freed = 0
         with contextlib.suppress(BlockingIOError), self.contents_lock(shared=False):
-            return sum(self.free(sha256) for sha256 in contents)
-        return 0
+            for sha256 in contents:
+                with contextlib.suppress(Busy), self.transfer_lock(sha256, refuse_to_wait):
+                    freed += self.free(sha256)
+                self.drop_lock(f"{sha256}.transfer")
+        return freed
 
     def free(self, sha256: str) -> int:
         """Remove a blob that nothing links to, under the exclusive lock of the contents; bytes freed."""
@@ -654,6 +670,11 @@ def _is_version(folder: Path) -> bool:
         return bool(_mark(os.scandir(folder)))
     except OSError:
         return False
+
+
+def refuse_to_wait() -> NoReturn:
+    """For `Store.transfer_lock`: raises Busy."""
+    raise Busy("another mdl fetches it", hint="wait for it")
 
 
 def _take(file: IO[bytes], *, shared: bool, wait: bool) -> None:

@@ -1,7 +1,6 @@
 """Commands that keep the cache in order: verify, prune, df."""
 
 import contextlib
-from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -168,10 +167,13 @@ def _kept(found: int, removed: int) -> str:
 def _show_pieces(found: "list[Piece]") -> None:
     if not found:
         ui.talk("there is nothing to remove")
-    counts = Counter(piece.kind for piece in found)
-    for kind, count in counts.items():
-        size = sum(piece.size for piece in found if piece.kind == kind)
-        ui.talk(f"{_KINDS[kind]}: {count}, {ui.size(size)}")
+    for kind, noun in _KINDS.items():
+        pieces = [piece for piece in found if piece.kind == kind]
+        count = len(
+            {piece.path.name.partition(".")[0] for piece in pieces}
+        )  # a download is more than one file
+        if pieces:
+            ui.talk(f"{noun}: {count}, {ui.size(sum(piece.size for piece in pieces))}")
 
 
 def df(json: Json = False) -> None:
