@@ -8,6 +8,7 @@ Knows no models, references or cache. `remote` asks the servers, `partial` keeps
 """
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,20 @@ from typing import Protocol
 from mdl.errors import IntegrityError, MdlError, NetworkError
 from mdl.gather import TICK, Crew, StartOver, join, spawn
 from mdl.partial import Partial, discard, git_id_of, held, require_space, sha256_of, sync_along
-from mdl.remote import DEFAULTS, SYSTEM, Answer, Client, Limits, Remote, Stopped, Transient, Trust, shown
+from mdl.remote import (
+    DEFAULTS,
+    SYSTEM,
+    Answer,
+    Client,
+    Limits,
+    Remote,
+    Stopped,
+    Transient,
+    Trust,
+    origin_of,
+    shown,
+)
+from mdl.traffic import Traffic
 
 _SYNC_FROM = 128 << 20  # bytes; larger files are brought to the disk while they arrive
 
@@ -95,13 +109,12 @@ class Downloader:
         progress: Progress | None = None,
         proxies: Mapping[str, str] | None = None,
         trust: Trust = SYSTEM,
+        traffic: Traffic | None = None,
     ) -> None:
-        self._limits, self._progress, self._proxies, self._trust = (
-            limits,
-            progress or Silent(),
-            proxies,
-            trust,
-        )
+        """`traffic` is what it shares with other downloaders."""
+        self._traffic = traffic or Traffic()
+        self._limits, self._progress = limits.within(self._traffic.rate.limit), progress or Silent()
+        self._proxies, self._trust = proxies, trust
         self._clients: set[Client] = set()
 
     def fetch(self, name: str, remote: Remote, expected: Expected, partial: Path) -> Received:
@@ -116,7 +129,7 @@ class Downloader:
         Raises NetworkError, AuthError, NotFound, IntegrityError, DiskError.
         """
         _require_room(jobs)
-        client = Client(self._limits, self._proxies, self._trust)
+        client = Client(self._limits, self._proxies, self._trust, self._traffic)
         self._clients.add(client)
         try:
             return _Runners(jobs, client, self._progress).run()
@@ -136,10 +149,7 @@ class _Runners:
     """The threads that work through the jobs, and the caller that waits for them."""
 
     def __init__(self, jobs: Sequence[Job], client: Client, progress: Progress) -> None:
-        budget = threading.Semaphore(max(client.limits.total - min(client.limits.files, len(jobs)), 0))
-        self._waiting = deque(
-            (index, _Transfer(job, client, progress, budget)) for index, job in enumerate(jobs)
-        )
+        self._waiting = deque((index, _Transfer(job, client, progress)) for index, job in enumerate(jobs))
         self._results: dict[int, Received] = {}
         self._client = client
         self._error: BaseException | None = None
@@ -172,19 +182,42 @@ class _Runners:
 class _Transfer:
     """One file on its way."""
 
-    def __init__(self, job: Job, client: Client, progress: Progress, budget: threading.Semaphore) -> None:
-        self.job, self.client, self.progress, self.budget = job, client, progress, budget
+    def __init__(self, job: Job, client: Client, progress: Progress) -> None:
+        self.job, self.client, self.progress = job, client, progress
+        scheme, host, port = origin_of(job.remote.url)  # it answers for where its redirects lead
+        self._host = client.traffic.host(f"{scheme}://{host}:{port}", client.limits.per_host)
+        self._inside = False  # whether one of the host's connections is ours
         self.transferred = 0
         self._direct: Remote | None = None  # where the redirects led: so a hub is asked once for a file
         self._single = False
         self._changes = self._restarts = 0
 
     def run(self) -> Received:
-        while True:
-            try:
-                return self._once()
-            except StartOver as reason:
-                self._start_over(reason)
+        try:
+            while True:
+                try:
+                    self._await_turn()
+                    return self._once()
+                except StartOver as reason:
+                    self._start_over(reason)
+        finally:
+            self._step_out()
+
+    def _await_turn(self) -> None:
+        with self._host.queue():
+            while not self._inside:
+                self._inside = self._host.enter()
+                self.client.sleep(0 if self._inside else TICK)
+
+    def _step_out(self) -> None:
+        if self._inside:
+            self._host.leave()
+        self._inside = False
+
+    def stand_back(self, trouble: Transient) -> None:
+        self._step_out()
+        self.client.pause(1, trouble, self.retrying)
+        self._await_turn()
 
     def _once(self) -> Received:
         partial, answer, splits = self._begin()
@@ -214,7 +247,7 @@ class _Transfer:
             join([digest.thread, *([syncing.thread] if syncing else [])])
 
     def _crew(self, partial: Partial, splits: bool, answer: Answer | None) -> None:
-        crew = Crew(self, partial, self.client, self.budget, splits)
+        crew = Crew(self, partial, self.client, self._host, splits)
         try:
             crew.run(answer)
         finally:
@@ -229,7 +262,7 @@ class _Transfer:
             return partial, None, True
         if partial:
             partial.close()
-        answer = self.client.patiently(self._first, self.retrying)
+        answer = self.client.patiently(self._first_in_turn, self.retrying)
         try:
             total = expected.size if answer.length is None else answer.length
             ranges = "bytes" in answer.headers.get("accept-ranges", "").lower()
@@ -239,6 +272,15 @@ class _Transfer:
             answer.close()
             raise
         return created, answer, ranges and goes_on and not self._single
+
+    def _first_in_turn(self) -> Answer:
+        while True:
+            try:
+                return self._first()
+            except Transient as trouble:
+                if not trouble.crowded:
+                    raise
+                self.stand_back(trouble)
 
     def _first(self) -> Answer:
         answer = self.ask({})
@@ -257,10 +299,14 @@ class _Transfer:
 
     def ask(self, headers: Mapping[str, str]) -> Answer:
         """One answer for the file, from where the redirects led last time if that still works."""
-        direct = self._direct
+        direct, asked = self._direct, time.monotonic()
         try:
             answer = self.client.open(direct or self.job.remote, headers)
         except MdlError as error:
+            if isinstance(error, Transient) and error.refusal:
+                error.crowded = self._host.refused(asked, bool(error.wait))
+                self._direct = direct if error.crowded else None
+                raise
             if direct is None:
                 raise
             self._direct = None  # it may have expired; the address that was given leads to a new one

@@ -3,6 +3,7 @@
 Knows no digests and no other files: what it is given is a `Partial` with gaps, and a way to ask for a range.
 """
 
+import itertools
 import sys
 import threading
 import time
@@ -14,9 +15,11 @@ from typing import Protocol
 from mdl.errors import IntegrityError
 from mdl.partial import PIECE, Partial
 from mdl.remote import Answer, Client, Limits, Stopped, Transient, shown
+from mdl.traffic import Host
 
 TICK = 0.05  # seconds between two looks at how it goes
-_SETTLE = 0.1  # seconds that new connections get before more are hired
+_STILL = 3.0  # seconds that a connection may stand still
+_BEHIND = 0.5  # seconds for which others moved on, so that it is not the network that stands still
 _LINGER = 0.4  # seconds that threads get to notice that they are not needed any more
 _UNBOUNDED = sys.maxsize
 
@@ -29,6 +32,8 @@ class Source(Protocol):
     def ask(self, headers: Mapping[str, str]) -> Answer: ...
     def advanced(self, count: int) -> None: ...
     def retrying(self, reason: str, seconds: float) -> None: ...
+    def stand_back(self, trouble: Transient) -> None:
+        """Let others at the server go first: returns when there is room again."""
 
 
 class StartOver(Exception):
@@ -41,10 +46,15 @@ class StartOver(Exception):
 
 @dataclass(slots=True, eq=False)
 class Extent:
-    """A range that one connection is getting: the next byte to come, and where to stop."""
+    """A range that one connection is getting: the next byte to come, and where to stop.
+
+    `thread` gets it (by ident), and had something of it last at `moved`.
+    """
 
     position: int
     end: int
+    thread: int = 0
+    moved: float = 0
 
 
 class Plan:
@@ -67,9 +77,24 @@ class Plan:
         extent = self._open.popleft()
         self._taken.append(extent)
         self._narrow(extent)
+        extent.thread, extent.moved = threading.get_ident(), time.monotonic()
         return extent
 
-    def share(self, block: int) -> None:
+    def extend(self, extent: Extent, limit: int) -> bool:
+        """Add what follows it and is nobody's, up to `limit`: the answer that is there has that too."""
+        follower = next((other for other in self._open if other.position == extent.end), None)
+        if follower is None or follower.end > limit:
+            return False
+        self._open.remove(follower)
+        extent.end = follower.end
+        self._narrow(extent)
+        return True
+
+    def behind(self, moved: float) -> list[Extent]:
+        """What has had nothing since some time before that, though somebody was waiting."""
+        return [extent for extent in self._taken if extent.moved < moved]
+
+    def share(self, block: int | None) -> None:
         """From now on nobody has more than about `block` bytes, so that the front of the file comes first."""
         self._block = block
         for extent in list(self._taken):
@@ -114,11 +139,9 @@ class Crew:
     A connection that fails while others work hands its range back and leaves; the last one stays and retries.
     """
 
-    def __init__(
-        self, source: Source, partial: Partial, client: Client, budget: threading.Semaphore, splits: bool
-    ) -> None:
-        """`budget` is what all files share: each connection but a file's first takes one from it."""
-        self._source, self._partial, self._client, self._budget = source, partial, client, budget
+    def __init__(self, source: Source, partial: Partial, client: Client, host: Host, splits: bool) -> None:
+        """Of the connections that `host` bears, one is this crew's; it asks for each more."""
+        self._source, self._partial, self._client, self._host = source, partial, client, host
         self._limits, self._splits = client.limits, splits
         self.transferred = 0
         self._plan = Plan([(0, _UNBOUNDED)] if partial.total is None else partial.gaps())
@@ -127,8 +150,7 @@ class Crew:
         self._active = self._failures = 0
         self._failure: BaseException | None = None
         self._told = self._counted = self._failed_at = 0
-        self._look_at = time.monotonic() + _SETTLE
-        self._looked = (time.monotonic(), 0)
+        self._moved = self._hire_at = 0.0
         self._caution = self._limits.backoff
 
     def run(self, answer: Answer | None) -> None:
@@ -141,6 +163,7 @@ class Crew:
                 with self._changed:
                     self._changed.wait(TICK)
                 self._report()
+                self._break_still()
                 self._grow()
         finally:
             self._dismiss()
@@ -166,29 +189,35 @@ class Crew:
             self._source.advanced(count)
 
     def _grow(self) -> None:
-        """Twice and more connections while each is slower than what one could do."""
+        """More connections, as far as the server's other files and its temper let us."""
         now = time.monotonic()
-        if not self._counted:
-            self._looked = (now, 0)  # what an answer lets us wait for says nothing about its speed
-        if not self._splits or now < self._look_at or not self._counted:
-            return
-        then, counted = self._looked
-        speed = (self._counted - counted) / (now - then) / max(self._active, 1)
-        self._looked, self._look_at = (now, self._counted), now + _SETTLE
-        if speed < self._limits.enough:
+        if not self._client.traffic.rate.reached:
+            self._host.look(now, self._limits.enough)
+        if self._splits and self._counted and now >= self._hire_at:
             self._hire_more()
 
     def _hire_more(self) -> None:
-        wanted = min(self._active * 3, self._limits.connections - self._active)
-        granted = sum(self._budget.acquire(blocking=False) for _ in range(wanted))
+        wanted = self._limits.connections - self._active
+        granted = sum(1 for _ in itertools.takewhile(lambda _: self._host.enter(extra=True), range(wanted)))
+        if not granted:
+            return
         with self._changed:
-            if granted:
-                self._plan.share(self._limits.block)
+            self._plan.share(self._limits.block)
             useful = min(granted, self._plan.room())
         for _ in range(useful):
             self._hire()
-        if granted > useful:
-            self._budget.release(granted - useful)
+        for _ in range(granted - useful):
+            self._host.leave()
+
+    def _break_still(self) -> None:
+        """Connections that stand still while others move have what those could get."""
+        with self._changed:
+            behind = self._plan.behind(self._moved - _BEHIND)
+        for extent in behind:
+            asked = self._client.asked(extent.thread)
+            still = time.monotonic() - max(extent.moved, asked or 0)
+            if asked and still > _STILL and self._moved - asked > _BEHIND:
+                self._client.cut([extent.thread])
 
     def _work(self, answer: Answer | None) -> None:
         try:
@@ -207,7 +236,10 @@ class Crew:
 
     def _claim(self) -> Extent | None:
         with self._changed:
-            extent = None if self._failure else self._plan.take(self._splits)
+            if self._active == 1:
+                self._plan.share(None)  # alone, it need not ask for every block
+            spare = self._active > 1 and self._host.spares()
+            extent = None if self._failure or spare else self._plan.take(self._splits)
             if extent is None:
                 self._leave()
             return extent
@@ -215,7 +247,7 @@ class Crew:
     def _leave(self) -> None:
         self._active -= 1
         if self._active:
-            self._budget.release()
+            self._host.leave()
         self._changed.notify_all()
 
     def _fail(self, error: BaseException) -> None:
@@ -227,12 +259,22 @@ class Crew:
         """Whether this connection tries again, after its pause; not if others can do its work."""
         with self._changed:
             self._plan.give_back(extent)
-            self._look_at = time.monotonic() + self._caution
+            self._hire_at = time.monotonic() + self._caution
             self._caution = min(self._caution * 2, self._limits.longest_wait)
-            if self._failure or self._active > 1:
+            leaves = bool(self._failure) or self._active > 1
+            if leaves:
                 self._leave()
-                return False
-            self._count_failure()
+        if leaves:
+            if trouble.news and trouble.wait:
+                self._source.retrying(trouble.message, trouble.wait)
+            return False
+        if trouble.crowded:
+            self._source.stand_back(trouble)
+            return True
+        return self._tries_again(trouble)
+
+    def _tries_again(self, trouble: Transient) -> bool:
+        self._count_failure()
         if self._failures > self._limits.retries:
             self._fail(trouble)
             return False
@@ -267,17 +309,30 @@ class Crew:
 
     def _receive(self, extent: Extent, answer: Answer) -> None:
         try:
-            pace = _Pace(self._limits, answer)
             ends = answer.extent[1] if answer.extent and answer.status == 206 else _UNBOUNDED
-            while extent.position < extent.end:
-                data = answer.read(min(self._limits.chunk, extent.end - extent.position))
-                if not data:
-                    break
-                self._store(extent, data)
-                pace.add(len(data))
+            with self._host.serves(), self._client.traffic.rate.reader():
+                self._read(extent, answer, ends)
             self._conclude(extent, answer, ends)
         finally:
             answer.close()
+
+    def _read(self, extent: Extent, answer: Answer, ends: int) -> None:
+        pace, rate = _Pace(self._limits, answer), self._client.traffic.rate
+        while extent.position < extent.end or self._goes_on(extent, ends):
+            data = answer.read(min(rate.portion(self._limits.chunk), extent.end - extent.position))
+            if not data:
+                return
+            self._store(extent, data)
+            pace.add(len(data))
+            if wait := rate.pay(len(data)):
+                self._client.sleep(wait)
+                pace.excuse(wait)
+
+    def _goes_on(self, extent: Extent, ends: int) -> bool:
+        """Whether the answer goes on with what nobody else is getting."""
+        with self._changed:
+            spare = self._active > 1 and self._host.spares()
+            return not (self._failure or spare) and self._plan.extend(extent, ends)
 
     def _store(self, extent: Extent, data: bytes) -> None:
         with self._changed:
@@ -287,6 +342,8 @@ class Crew:
             count = self._plan.reserve(extent, len(data))
             self._counted += count
             self.transferred += len(data)
+            self._moved = extent.moved = time.monotonic()
+        self._host.count(len(data))
         self._partial.write(memoryview(data)[:count], offset)
 
     def _conclude(self, extent: Extent, answer: Answer, ends: int) -> None:
@@ -310,6 +367,10 @@ class _Pace:
     def __init__(self, limits: Limits, answer: Answer) -> None:
         self._limits, self._url = limits, answer.url
         self._since, self._count = time.monotonic(), 0
+
+    def excuse(self, seconds: float) -> None:
+        """For so long it was us who did not read."""
+        self._since += seconds
 
     def add(self, count: int) -> None:
         self._count += count

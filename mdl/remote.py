@@ -7,6 +7,7 @@ caller's headers go to the origin they were given for and to nobody else, and ht
 import contextlib
 import datetime
 import email.utils
+import functools
 import random
 import re
 import socket
@@ -16,11 +17,12 @@ import time
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from mdl import __version__
 from mdl.errors import AuthError, MdlError, NetworkError, NotFound, UsageError
+from mdl.traffic import Traffic
 
 if TYPE_CHECKING:
     from urllib3 import BaseHTTPResponse, PoolManager
@@ -30,6 +32,10 @@ REDIRECTS = frozenset({301, 302, 303, 307, 308})
 PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
 _HARMLESS = frozenset({"accept", "accept-language", "user-agent"})
 _PLAIN_CODINGS = frozenset({"", "identity", "none", "binary", "aws-chunked"})
+_WORTH = 250_000  # bytes a second that a connection of its own is worth when the rate is limited
+_UNLIMITED = 1 << 30
+_AHEAD = 8  # the part of a second that a server may send ahead of a limited rate
+_BUFFER = 8 << 10, 128 << 10  # bytes of a socket: the least to ask for, and what systems begin with
 _FIRST_TRIES = 2  # retries while nobody has answered yet: more likely a wrong address than a passing failure
 _AT_FAULT = "the server or something before it is at fault: try again later, or another source"
 _RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)")
@@ -41,7 +47,7 @@ class Limits:
 
     connections: int = 16  # for one file
     files: int = 4  # at once
-    total: int = 32  # connections for all files together
+    per_host: int = 32  # connections to one server, for all files of the process
     block: int = 8 << 20  # what one connection asks for at a time once there are several
     chunk: int = 1 << 20  # what is read and written at a time, at most
     enough: float = 100e6  # bytes a second of one connection that make more of them pointless
@@ -54,6 +60,16 @@ class Limits:
     backoff: float = 1  # before the first retry; doubles
     longest_wait: float = 60  # whatever a server asks for
     redirects: int = 10
+
+    def within(self, rate: int) -> "Limits":
+        """What is worth doing at once where `rate` bytes a second is all there may be; 0 is no limit."""
+        useful = max(rate // _WORTH, 1) if rate else _UNLIMITED
+        return replace(
+            self,
+            connections=min(self.connections, useful),
+            files=min(self.files, useful),
+            min_speed=min(self.min_speed, rate / 4 or self.min_speed),
+        )
 
 
 DEFAULTS = Limits()
@@ -111,11 +127,24 @@ class Response:
 
 
 class Transient(NetworkError):
-    """A failure that may pass; `wait` is how many seconds the server asked for."""
+    """A failure that may pass; `wait` is how many seconds the server asked for.
 
-    def __init__(self, message: str, hint: str = "", wait: float | None = None) -> None:
+    `refusal`: it may have been one connection too many. `news`: that nobody may ask the server now is new.
+    `crowded` is set by who knows that the server is busy with others of ours.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        hint: str = "",
+        wait: float | None = None,
+        *,
+        refusal: bool = False,
+        news: bool = False,
+    ) -> None:
         super().__init__(message, hint or "check the connection and run it again: it goes on from here")
-        self.wait = wait
+        self.wait, self.refusal, self.news = wait, refusal, news
+        self.crowded = False
 
 
 class Stopped(Exception):
@@ -149,8 +178,10 @@ def shown(url: str) -> str:
 class Answer:
     """An open response. `remote` is where the redirects led, with the headers that may go there. Close it."""
 
-    def __init__(self, raw: "BaseHTTPResponse", remote: Remote, redirected: bool) -> None:
-        self._raw, self.remote, self.redirected = raw, remote, redirected
+    def __init__(
+        self, raw: "BaseHTTPResponse", remote: Remote, redirected: bool, closed: Callable[[], object]
+    ) -> None:
+        self._raw, self.remote, self.redirected, self._closed = raw, remote, redirected, closed
         self.url = remote.url
         self.status = raw.status
         self.headers = {name.lower(): value for name, value in raw.headers.items()}
@@ -162,6 +193,7 @@ class Answer:
 
     def close(self) -> None:
         """Give the connection back if the body was read to its end, else drop it."""
+        self._closed()
         if getattr(self._raw, "length_remaining", None) != 0:
             self._raw.close()
         self._raw.release_conn()
@@ -211,17 +243,24 @@ class Client:
     """Asks servers. Safe to use from several threads; `stop` ends what they are doing."""
 
     def __init__(
-        self, limits: Limits = DEFAULTS, proxies: Mapping[str, str] | None = None, trust: Trust = SYSTEM
+        self,
+        limits: Limits = DEFAULTS,
+        proxies: Mapping[str, str] | None = None,
+        trust: Trust = SYSTEM,
+        traffic: Traffic | None = None,
     ) -> None:
-        """`proxies` maps a scheme, `all` or `no` to an address; None means what the system says."""
+        """`proxies` maps a scheme, `all` or `no` to an address; None means what the system says.
+
+        `traffic` is shared with other clients. Its rate is for who reads answers to keep to.
+        """
         self.limits, self._trust = limits, trust
+        self.traffic = traffic or Traffic()
         self._proxies = urllib.request.getproxies() if proxies is None else dict(proxies)
         self._managers: dict[tuple[str, str | None, bool], PoolManager] = {}
         self._lock = threading.Lock()
         self._stopping = threading.Event()
-        self._not_before: dict[str, float] = {}
         self._answered: set[str] = set()
-        self._busy: dict[int, socket.socket] = {}
+        self._busy: dict[int, tuple[socket.socket, float]] = {}
 
     def get(self, remote: Remote, max_bytes: int, *, method: str = "GET") -> Response:
         """A small body with whatever status, after retries and redirects.
@@ -246,7 +285,7 @@ class Client:
         body = urllib.parse.urlencode(fields).encode()
 
         def once() -> Response:
-            answer = Answer(self._request("POST", remote.url, headers, body), remote, redirected=False)
+            answer = self._opened(self._request("POST", remote.url, headers, body), remote)
             try:
                 if answer.status in PASSING:
                     raise self._slowed(answer)
@@ -311,7 +350,11 @@ class Client:
             seen.add(url)
             if origin_of(url) != origin_of(previous):  # never given back, even if the chain returns
                 own = {name: value for name, value in own.items() if name.lower() in _HARMLESS}
-        return Answer(raw, Remote(url, own), redirected=len(seen) > 1)
+        return self._opened(raw, Remote(url, own), redirected=len(seen) > 1)
+
+    def _opened(self, raw: "BaseHTTPResponse", remote: Remote, redirected: bool = False) -> Answer:
+        closed = functools.partial(self._busy.pop, threading.get_ident(), None)
+        return Answer(raw, remote, redirected=redirected, closed=closed)
 
     def patiently(self, attempt: Callable[[], T], tell: Callable[[str, float], None] | None = None) -> T:
         """What `attempt` returns, tried again while it raises Transient and the retries last.
@@ -359,8 +402,13 @@ class Client:
     def cut(self, threads: list[int | None]) -> None:
         """Break the connections that these threads (by ident) are using."""
         for ident in threads:
-            if connection := self._busy.get(ident or 0):
-                _shut(connection)
+            if busy := self._busy.get(ident or 0):
+                _shut(busy[0])
+
+    def asked(self, thread: int | None) -> float | None:
+        """When this thread (by ident) began to wait for the answer that it is at, if it is at one."""
+        busy = self._busy.get(thread or 0)
+        return busy[1] if busy else None
 
     def close(self) -> None:
         for manager in self._managers.values():
@@ -372,7 +420,7 @@ class Client:
         import urllib3
 
         host = origin_of(url)[1]
-        self.sleep(self._not_before.get(host, 0) - time.monotonic())
+        self.sleep(self.traffic.held(host))
         own = {"User-Agent": f"mdl/{__version__}", "Accept-Encoding": "identity"}
         timeout = urllib3.Timeout(connect=self.limits.connect_timeout, read=self.limits.read_timeout)
         with _network_errors(url, known=host in self._answered):
@@ -398,11 +446,11 @@ class Client:
         asked = _retry_after(answer.headers.get("retry-after"))
         host, reason = origin_of(answer.url)[1], f"{origin_of(answer.url)[1]} answered {answer.status}"
         wait = min(asked or 0, self.limits.longest_wait)
-        if answer.status in (429, 503) and asked:
-            self._not_before[host] = time.monotonic() + wait
+        refusal = answer.status in (429, 503)
+        news = bool(refusal and wait and self.traffic.hold(host, wait))
         if asked and asked > wait:
             reason += f" and asks to wait {asked:.0f} s (trying again after {wait:.0f} s)"
-        return Transient(reason, hint="try again later", wait=wait)
+        return Transient(reason, hint="try again later", wait=wait, refusal=refusal, news=news)
 
     def _manager(self, url: str) -> "PoolManager":
         key = origin_of(url)[0], self._proxy(url), is_among(url, self._trust.insecure)
@@ -420,7 +468,8 @@ class Client:
     def _connect(self, scheme: str, proxy: str | None, insecure: bool) -> "PoolManager":
         import urllib3
 
-        options: dict[str, Any] = {"maxsize": self.limits.total + self.limits.files}
+        options: dict[str, Any] = {"maxsize": self.limits.per_host + self.limits.files}
+        options["socket_options"] = _socket_options(self.traffic.rate.limit)
         if scheme == "https" or (proxy or "").startswith("https"):  # reading all authorities takes 20 ms
             options["ssl_context"] = _context(self._trust.ca, insecure)
         manager = urllib3.PoolManager(**options) if proxy is None else _proxy_manager(proxy, options)
@@ -511,6 +560,17 @@ def _proxy_manager(proxy: str, options: dict[str, Any]) -> "PoolManager":
     return urllib3.ProxyManager(_without_user(address), proxy_headers=headers, **options)
 
 
+def _socket_options(rate: int) -> list[tuple[int, int, int]]:
+    """A limited rate leaves little room for what the server sends ahead; a fast one is left to the system,
+    which gives a connection room by how fast it is read."""
+    from urllib3.connection import HTTPConnection
+
+    options = list(HTTPConnection.default_socket_options)
+    if rate and rate / _AHEAD < _BUFFER[1]:
+        options.append((socket.SOL_SOCKET, socket.SO_RCVBUF, max(rate // _AHEAD, _BUFFER[0])))
+    return options
+
+
 def _watched_pools(client: Client) -> dict[str, Any]:
     """Pools whose connections can be broken by another thread, and give up on headers that drip."""
     import urllib3
@@ -519,7 +579,7 @@ def _watched_pools(client: Client) -> dict[str, Any]:
     class Watched:
         def getresponse(self) -> Any:
             connection: socket.socket = self.sock  # type: ignore[attr-defined]
-            client._busy[threading.get_ident()] = connection
+            client._busy[threading.get_ident()] = connection, time.monotonic()
             if client._stopping.is_set():
                 raise Stopped
             cut = threading.Timer(client.limits.header_timeout, _shut, [connection])
@@ -582,10 +642,10 @@ class _network_errors:  # noqa: N801  reads as a statement
         if isinstance(error, exceptions.NameResolutionError):
             return self._unresolved(host, cause)
         if isinstance(cause, ConnectionRefusedError):  # asked first: urllib3 counts it among the timeouts
-            return Transient(f"{host} refused the connection")
+            return Transient(f"{host} refused the connection", refusal=True)
         if isinstance(error, TimeoutError | exceptions.TimeoutError):
-            return Transient(f"{host} did not answer in time")
-        return Transient(f"the connection to {host} broke ({_words(cause)})")
+            return Transient(f"{host} did not answer in time", refusal=True)
+        return Transient(f"the connection to {host} broke ({_words(cause)})", refusal=True)
 
     def _unresolved(self, host: str, cause: BaseException) -> NetworkError:
         unknown = isinstance(cause, socket.gaierror) and cause.errno == socket.EAI_NONAME

@@ -735,7 +735,7 @@ def test_all_files_share_the_connections(tmp_path, server):
     data = random.Random(2).randbytes(5 * PIECE)
     server.put(data, always=rated(4e6))
     jobs = [Job(n, Remote(server.url()), promise(data), tmp_path / n) for n in "abc"]
-    Downloader(replace(MANY, total=5), proxies={}).fetch_all(jobs)
+    Downloader(replace(MANY, per_host=5), proxies={}).fetch_all(jobs)
     assert [job.partial.read_bytes() == data for job in jobs] == [True] * 3
     assert 4 <= server.most <= 5 + 3  # it learns a little late that one of each file was closed
 
