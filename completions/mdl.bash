@@ -5,7 +5,7 @@
 _mdl_about() {
     case $1 in
         '')
-            arguments='download,list,inspect,resolve,rm,verify,prune,df,alias,chat,serve,completion'
+            arguments='download,list,inspect,resolve,rm,verify,prune,df,alias,login,logout,chat,serve,completion'
             options='
                 --version
                 --help -h
@@ -20,6 +20,9 @@ _mdl_about() {
                 --dry-run
                 --force
                 --jobs=TEXT
+                --fit
+                --ctx=TEXT
+                --limit-rate=TEXT
                 --insecure
                 --ca=FILE
                 --json
@@ -112,6 +115,23 @@ _mdl_about() {
             options='
                 --model=MODEL -m=MODEL
                 --json
+                --help -h
+            '
+            ;;
+        login)
+            arguments='TEXT'
+            options='
+                --user=TEXT -u=TEXT
+                --password-stdin
+                --insecure
+                --ca=FILE
+                --json
+                --help -h
+            '
+            ;;
+        logout)
+            arguments='TEXT'
+            options='
                 --help -h
             '
             ;;

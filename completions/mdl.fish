@@ -2,7 +2,7 @@
 
 # The words before the cursor that are neither options nor their values: a command and its arguments.
 function __mdl_words
-    set -l valued --model -m --destination --include --jobs --ca --sort --filter --key --ctx --sample --older-than --system --temperature --top-p --top-k --seed --max-tokens --stop --gpu-layers --threads --adapter --session --pull --host --port --api-key --parallel --idle --max-models --allow-host
+    set -l valued --model -m --destination --include --jobs --ctx --limit-rate --ca --sort --filter --key --sample --older-than --user -u --system --temperature --top-p --top-k --seed --max-tokens --stop --gpu-layers --threads --adapter --session --pull --host --port --api-key --parallel --idle --max-models --allow-host
     set -l words (commandline -opc)
     set -e words[1]
     set -l is_value no
@@ -54,6 +54,8 @@ complete -c mdl -n __mdl_expects_command -a verify -d 'Check what is in the cach
 complete -c mdl -n __mdl_expects_command -a prune -d 'Remove from the cache what nothing uses'
 complete -c mdl -n __mdl_expects_command -a df -d 'What models take on the disk, and what sharing saves'
 complete -c mdl -n __mdl_expects_command -a alias -d 'Names of your own for models: mdl alias set fast Qwen/Qwen3-0.6B-GGUF:Q8_0'
+complete -c mdl -n __mdl_expects_command -a login -d 'Keep credentials for a registry or Hugging Face, if they are right. Without HOST, list them'
+complete -c mdl -n __mdl_expects_command -a logout -d 'Forget the credentials for a registry or Hugging Face'
 complete -c mdl -n __mdl_expects_command -a chat -d 'Ask a model: one answer for a prompt or a pipe, else a conversation'
 complete -c mdl -n __mdl_expects_command -a serve -d 'Serve models to programs, by OpenAI\'s HTTP API'
 complete -c mdl -n __mdl_expects_command -a completion -d 'Print what makes a shell complete commands, options and names of models'
@@ -64,6 +66,9 @@ complete -c mdl -n '__mdl_command_is download pull' -l include -x -d 'Only the f
 complete -c mdl -n '__mdl_command_is download pull' -l dry-run -d 'Only say what would be done'
 complete -c mdl -n '__mdl_command_is download pull' -l force -d 'Fetch again what is here already'
 complete -c mdl -n '__mdl_command_is download pull' -l jobs -x -d 'Files to fetch at once'
+complete -c mdl -n '__mdl_command_is download pull' -l fit -d 'Choose the best quantization that fits this machine'
+complete -c mdl -n '__mdl_command_is download pull' -l ctx -x -d 'Tokens of prompt and answer together'
+complete -c mdl -n '__mdl_command_is download pull' -l limit-rate -x -d 'Bytes a second of all files together: 500k, 20M, 1.5G'
 complete -c mdl -n '__mdl_command_is download pull' -l insecure -d 'Ask the registry by http, or whatever its certificate says'
 complete -c mdl -n '__mdl_command_is download pull' -l ca -r -F -d 'Certificate authorities to trust besides the system\'s'
 complete -c mdl -n '__mdl_command_is download pull' -l json -d 'Print one JSON document'
@@ -131,6 +136,15 @@ complete -c mdl -n '__mdl_command_is alias' -l model -s m -x -a '(__mdl_models)'
 complete -c mdl -n '__mdl_command_is alias' -l json -d 'Print one JSON document'
 complete -c mdl -n '__mdl_command_is alias' -l help -s h -d 'Show this message and exit'
 complete -c mdl -n '__mdl_command_is alias; and __mdl_expects_first_argument' -a 'list set rm'
+
+complete -c mdl -n '__mdl_command_is login' -l user -s u -x -d 'Your name there'
+complete -c mdl -n '__mdl_command_is login' -l password-stdin -d 'Read the password or token from a pipe'
+complete -c mdl -n '__mdl_command_is login' -l insecure -d 'Ask the registry by http, or whatever its certificate says'
+complete -c mdl -n '__mdl_command_is login' -l ca -r -F -d 'Certificate authorities to trust besides the system\'s'
+complete -c mdl -n '__mdl_command_is login' -l json -d 'Print one JSON document'
+complete -c mdl -n '__mdl_command_is login' -l help -s h -d 'Show this message and exit'
+
+complete -c mdl -n '__mdl_command_is logout' -l help -s h -d 'Show this message and exit'
 
 complete -c mdl -n '__mdl_command_is chat run' -l model -s m -x -a '(__mdl_models)' -d 'The same as the argument MODEL'
 complete -c mdl -n '__mdl_command_is chat run' -l system -x -d 'Instructions for the model'

@@ -22,6 +22,8 @@ COMMANDS = {
     "prune": "mdl.cli.keeping:prune",
     "df": "mdl.cli.keeping:df",
     "alias": "mdl.cli.models:alias",
+    "login": "mdl.cli.access:login",
+    "logout": "mdl.cli.access:logout",
     "chat": "mdl.cli.running:chat",
     "serve": "mdl.cli.running:serve",
     "completion": "mdl.cli.completion:completion",

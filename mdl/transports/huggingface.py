@@ -8,9 +8,11 @@ import contextlib
 import difflib
 import json
 import logging
+import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -21,6 +23,7 @@ from huggingface_hub.hf_api import RepoFile
 from mdl.card import MOST_OFFERS, About, Card, Offer
 from mdl.errors import (
     AuthError,
+    DiskError,
     IntegrityError,
     MdlError,
     NetworkError,
@@ -376,6 +379,42 @@ def _origin(endpoint: str) -> tuple[str, str, int]:
     except ValueError:
         pass
     raise UsageError("HF_ENDPOINT is not the address of a hub", hint="write it as https://host, and no more")
+
+
+def keep_token(token: str, settings: "Settings") -> str:
+    """Store a token where `hf auth login` does, once the hub says whose it is; that name. Raises AuthError,
+    NetworkError, DiskError."""
+    _origin(settings.hf_endpoint)
+    api = HfApi(settings.hf_endpoint, token, headers={_HUB: settings.hf_endpoint})
+    try:
+        name = str(api.whoami()["name"])
+    except errors.HfHubHTTPError as error:
+        if error.response.status_code in (401, 403):
+            raise AuthError("Hugging Face does not know this token", hint="copy it again") from None
+        raise NetworkError(
+            f"{shown(settings.hf_endpoint)} cannot tell whose token it is", "try again"
+        ) from None
+    except _STUMBLES:
+        raise NetworkError(f"{shown(settings.hf_endpoint)} answers, but not as a hub does") from None
+    path = Path(constants.HF_TOKEN_PATH)
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        beside = path.with_name(f"{path.name}.{os.getpid()}")
+        beside.unlink(missing_ok=True)
+        with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(token)
+        beside.replace(path)
+    except OSError as error:
+        raise DiskError(f"{path} cannot be written: {error.strerror}", hint="check its permissions") from None
+    return show(name)[1:-1]
+
+
+def forget_token() -> bool:
+    """Remove the stored token; whether there was one."""
+    path = Path(constants.HF_TOKEN_PATH)
+    there: bool = path.exists()
+    path.unlink(missing_ok=True)
+    return there
 
 
 def _token() -> str | None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urljoin
 
+from mdl.credentials import Credentials
 from mdl.errors import AuthError, IntegrityError, MdlError, NetworkError, NotFound, UsageError
 from mdl.reference import DOCKER, Reference, show
 from mdl.remote import Client, Limits, Remote, Response, Trust, origin_of, shown
@@ -183,6 +184,17 @@ class Registry:
             f"{self._reference} has no {wanted}",
             hint=f"there are: {names}" if names else "it has no tags at all",
         )
+
+
+def check(host: str, credentials: Credentials, settings: "Settings") -> None:
+    """Raise AuthError unless a registry takes these credentials; NetworkError if it cannot be asked."""
+    client = Client(_LIMITS, trust=Trust(settings.ca, frozenset(settings.insecure)))
+    session = Session(host, "", settings, client, credentials)
+    answer = client.get(Remote(f"{address(host, settings, client)}/v2/", authority=session), LARGEST_MANIFEST)
+    if answer.status in (401, 403):
+        raise AuthError(f"{host} does not know this user with this password", hint="check both")
+    if answer.status != 200:
+        raise NetworkError(f"{host} answers as no registry does ({answer.status})", hint="check the host")
 
 
 def address(host: str, settings: "Settings", client: Client) -> str:

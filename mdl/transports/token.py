@@ -33,16 +33,24 @@ _PARAMETER = r'([A-Za-z0-9_-]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s",]+))'
 
 
 class Session:
-    """Our standing at one registry, for one repository. Safe to use from several threads."""
+    """Our standing at one registry, for one repository, with the credentials that are given or found. Safe to
+    use from several threads."""
 
-    def __init__(self, host: str, path: str, settings: "Settings", client: Client) -> None:
+    def __init__(
+        self,
+        host: str,
+        path: str,
+        settings: "Settings",
+        client: Client,
+        credentials: Credentials | None = None,
+    ) -> None:
         self._host, self._path, self._settings, self._client = host, path, settings, client
         self._lock = threading.Lock()
         self._header = ""
         self._expires = float("inf")
         self._challenge: tuple[str, Mapping[str, str]] | None = None
-        self._credentials: Credentials | None = None
-        self._looked = False
+        self._credentials = credentials
+        self._looked = credentials is not None
         self.troubles: list[str] = []  # why credentials that we may have were not found
 
     @property
@@ -112,7 +120,7 @@ class Session:
         if answer.status in (400, 401, 403):
             raise AuthError(
                 f"{shown(realm)} gives no token for {self._path or self._host} ({answer.status})",
-                hint=f"check the spelling and your rights there, or log in: mdl login {self._host}",
+                hint=f"check the spelling, and who you are there: mdl login {self._host}",
             )
         try:
             content: dict[str, Any] = json.loads(answer.body)
