@@ -63,10 +63,10 @@ def collect(store: Store, pieces: list[Piece]) -> list[Piece]:
 
 
 def _leftovers(store: Store) -> Iterator[Piece]:
-    listings = [path for path in store.root.glob("index.*.tmp") if _piece("", path).age > LEFTOVER_AGE]
-    for path in (*store.leftovers(removed=True), *listings):
-        with contextlib.suppress(FileNotFoundError):
-            yield _piece("leftover", path)
+    for path in store.leftovers(removed=True):
+        yield from _piece("leftover", path)
+    for path in store.root.glob("index.*.tmp"):
+        yield from (piece for piece in _piece("leftover", path) if piece.age > LEFTOVER_AGE)
 
 
 def _contents(store: Store) -> Iterator[Piece]:
@@ -77,7 +77,7 @@ def _contents(store: Store) -> Iterator[Piece]:
     named = {file.sha256 for model in store.models() for file in model.files} if lonely else set()
     for entry in lonely:
         if entry.name not in named:
-            yield _piece("content", Path(entry.path))
+            yield from _piece("content", Path(entry.path))
 
 
 def _partials(store: Store, *, resumable: bool) -> Iterator[Piece]:
@@ -90,7 +90,7 @@ def _partials(store: Store, *, resumable: bool) -> Iterator[Piece]:
             whole = store.incoming / f"{key}.partial"
             useless = os.path.lexists(store.blob(key)) or not os.path.lexists(note_of(whole))
             if resumable or useless:
-                yield _piece("partial", path)
+                yield from _piece("partial", path)
 
 
 def _remove(store: Store, piece: Piece, *, fetching: bool) -> bool:
@@ -120,7 +120,10 @@ def _drop_locks(store: Store) -> bool:
 
 
 def _is_lonely(entry: "os.DirEntry[str]", going: Counter[int]) -> bool:
-    status = entry.stat(follow_symlinks=False)
+    try:
+        status = entry.stat(follow_symlinks=False)
+    except FileNotFoundError:
+        return False
     return not stat.S_ISREG(status.st_mode) or status.st_nlink - going[status.st_ino] == 1
 
 
@@ -133,12 +136,15 @@ def _statuses(path: Path) -> list[os.stat_result]:
     return list(statuses(path)) if stat.S_ISDIR(status.st_mode) else [status]
 
 
-def _piece(kind: str, path: Path) -> Piece:
+def _piece(kind: str, path: Path) -> Iterator[Piece]:
     """Since when something is as it is: an unused content since its last link was taken away."""
-    status = os.lstat(path)
+    try:
+        status = os.lstat(path)
+    except FileNotFoundError:  # somebody else has removed it meanwhile
+        return
     size = sum(size_on_disk(found) for found in _statuses(path) if found.st_nlink == 1 or kind == "content")
     since = status.st_ctime if kind == "content" else status.st_mtime
-    return Piece(kind, path, size, max(time.time() - since, 0))
+    yield Piece(kind, path, size, max(time.time() - since, 0))
 
 
 def _entries(folder: Path) -> "list[os.DirEntry[str]]":
