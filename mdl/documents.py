@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from mdl.garbage import Piece
     from mdl.header import Facts
     from mdl.library import Resolution
+    from mdl.machine import Machine
+    from mdl.memory import Fit, Need, Part
     from mdl.survey import Survey
     from mdl.usage import Share, Usage
     from mdl.verification import Finding, Report
@@ -56,10 +58,14 @@ def facts(facts: "Facts") -> dict[str, Any]:
 
 
 def card(found: "Survey", here: Collection[str]) -> dict[str, Any]:
-    """A model at its source; what is not known is null. `version` is the one that the name means, null where
-    it means none, and then `problem` says why. `header` is that of the version `header_of`, and `bytes_read`
-    is what reading it took. `here` are the versions that are on this machine."""
+    """A model at its source; what is not known is null.
+
+    `version` is the one that the name means, null where it means none, and then `problem` says why. `header`
+    is that of the version `header_of`, and `bytes_read` is what reading it took. `best` is the best version
+    that fits this machine with a context of `context` tokens. `here` are the versions on this machine.
+    """
     card, about = found.card, found.card.about
+    fits = found.fitting.fits if found.fitting else {}
     return {
         "reference": str(card.reference),
         "host": card.reference.host or None,
@@ -94,8 +100,59 @@ def card(found: "Survey", here: Collection[str]) -> dict[str, Any]:
         "header_of": found.sample.version if found.sample else None,
         "header_problem": found.unread or None,
         "bytes_read": found.read,
+        "machine": machine(found.fitting.machine) if found.fitting else None,
+        "context": found.fitting.context if found.fitting else None,
+        "best": found.fitting.best if found.fitting else None,
         "problem": card.problem or None,
-        "versions": [{**_offer(offer), "here": offer.version in here} for offer in card.offers],
+        "versions": [
+            {
+                **_offer(offer),
+                "here": offer.version in here,
+                "memory": memory(fits[offer.version]) if offer.version in fits else None,
+            }
+            for offer in card.offers
+        ],
+    }
+
+
+def machine(machine: "Machine") -> dict[str, Any]:
+    """What models may use here, in bytes."""
+    return {
+        "memory_total": machine.memory_total,
+        "memory_available": machine.memory_available,
+        "gpus": [
+            {
+                "name": gpu.name,
+                "memory_total": gpu.total,
+                "memory_available": gpu.free,
+                "usable": gpu.usable,
+            }
+            for gpu in machine.gpus
+        ],
+    }
+
+
+def memory(fit: "Fit") -> dict[str, Any]:
+    """How a model would lie in memory with a context of so many tokens, in bytes, all together and on each
+    device: `gpu_layers` of its `layers` go to GPUs."""
+    return {
+        "context": fit.context,
+        **_part(fit.need),
+        "cpu": _part(fit.need.cpu),
+        "gpus": [_part(part) for part in fit.need.gpus],
+        "fits": fit.fits,
+        "limit": fit.limit or None,
+        "gpu_layers": fit.gpu_layers,
+        "layers": fit.layers,
+    }
+
+
+def _part(part: "Part | Need") -> dict[str, int]:
+    return {
+        "weights": part.weights,
+        "cache": part.cache,
+        "compute": part.compute,
+        "total": part.total,
     }
 
 

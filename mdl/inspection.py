@@ -1,27 +1,35 @@
 """What a model is, for `mdl inspect`: header, files, template, licence, versions. Knows no terminal."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from mdl import documents, gguf, safetensors
+from mdl import documents, fitting, gguf, machine, safetensors
 from mdl.errors import NotFound, UnsupportedModel
 from mdl.header import Tensor
 from mdl.library import Library
+from mdl.machine import Machine
 from mdl.model import Model
 from mdl.weights import Weights
 
 if TYPE_CHECKING:
+    from mdl.memory import Fit
     from mdl.survey import Survey
 
 PARTS = ("files", "template", "license", "metadata", "tensors")
 LONGEST_TEXT = 1 << 20  # bytes that are read of a licence
 
 
-def describe(library: Library, model: Model, weights: Weights) -> dict[str, Any]:
-    """Everything but the header's raw keys and tensors."""
+def describe(library: Library, model: Model, weights: Weights, context: int | None = None) -> dict[str, Any]:
+    """Everything but the header's raw keys and tensors; the memory that it takes for a context of so many
+    tokens. Raises UsageError for more of them than the model learned."""
+    here = fitting.bounded(machine.look(), library.settings.memory)
+    fit = _fit(weights, here, context)
     return {
         **documents.model(model),
         "header": documents.facts(weights.facts),
+        "memory": documents.memory(fit) if fit else None,
+        "machine": documents.machine(here) if fit else None,
         "source": model.source or None,
         "template": weights.facts.chat_template,
         "license": license_text(model) or weights.facts.license,
@@ -30,6 +38,18 @@ def describe(library: Library, model: Model, weights: Weights) -> dict[str, Any]
             for version in library.store.versions(model.reference)
         ],
     }
+
+
+def _fit(weights: Weights, here: Machine, context: int | None) -> "Fit | None":
+    """How a model lies in this machine's memory; None for what llama.cpp does not load."""
+    if weights.format != "gguf" or weights.kind != "model":
+        return None
+    first, *others = [gguf.read(path) for path in weights.files]
+    header = replace(first, tensors=first.tensors + tuple(t for part in others for t in part.tensors))
+    try:
+        return fitting.fit_one(header, here, context)
+    except UnsupportedModel:  # a header that says too little
+        return None
 
 
 def part(model: Model, weights: Weights, name: str) -> Any:

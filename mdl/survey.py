@@ -1,4 +1,4 @@
-"""A model at its source, looked at from this machine: its card, and its header by ranges.
+"""A model at its source, looked at from this machine: its card, its header by ranges, and what of it fits.
 
 Knows no terminal, and no source but through its transport.
 """
@@ -7,13 +7,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 
-from mdl import gguf
+from mdl import fitting, gguf, machine
 from mdl.card import Card, Offer
-from mdl.errors import MdlError
+from mdl.errors import MdlError, UnsupportedModel, UsageError
+from mdl.fitting import Fitting
 from mdl.header import FIRST_READ, Facts
 from mdl.library import Library
 from mdl.model import File
 from mdl.ranges import PART, Ranges
+from mdl.reference import ONE_VERSION, Reference, show
 from mdl.remote import Remote
 from mdl.transports import Transport
 
@@ -23,13 +25,14 @@ _AT_ONCE = 8  # parts of a split model whose headers are asked for
 @dataclass(frozen=True, slots=True)
 class Survey:
     """What was found out. `sample` is the version whose header was read, and `read` the bytes that it took;
-    `unread` says why there is none."""
+    `unread` says why there is none, or why it is not enough."""
 
     card: Card
     sample: Offer | None = None
     header: gguf.Header | None = None
     read: int = 0
     unread: str = ""
+    fitting: Fitting | None = None  # of a model whose header was read
 
     @property
     def facts(self) -> Facts | None:
@@ -57,8 +60,9 @@ class Survey:
         return (self.facts and self.facts.context_length) or self.card.about.context_length
 
 
-def survey(library: Library, text: str) -> Survey:
-    """What can be told of a model without fetching it. Raises what `Library.card` does.
+def survey(library: Library, text: str, context: int | None = None) -> Survey:
+    """What can be told of a model without fetching it, with a context of so many tokens. Raises what
+    `Library.card` does, and UsageError for more tokens than the model learned.
 
     Of all versions the header of one is read: the one that the name means, else the first.
     """
@@ -71,7 +75,68 @@ def survey(library: Library, text: str) -> Survey:
         header = _header(ranges, transport, card, sample)
     except MdlError as error:  # the rest is worth showing
         return Survey(card, sample, None, ranges.read, error.message)
-    return Survey(card, sample, header, ranges.read)
+    found = Survey(card, sample, header, ranges.read)
+    if found.kind != "model":
+        return found
+    here = fitting.bounded(machine.look(), library.settings.memory)
+    try:
+        return replace(found, fitting=fitting.fit_all(card.offers, sample, header, here, context))
+    except UnsupportedModel as error:  # a header that says too little
+        return replace(found, unread=error.message)
+
+
+def fitted(library: Library, text: str, context: int | None = None) -> tuple[str, str]:
+    """The name of the best version that fits this machine, and why, in a person's words.
+
+    Raises UsageError where a version is named already, UnsupportedModel where none fits or that cannot be
+    told, and what `survey` does.
+    """
+    found = survey(library, _unversioned(library, text), context)
+    card, fits = found.card, found.fitting
+    if card.about.access is False:
+        library.plan(str(card.reference))  # which says what to do about that
+    if fits is None:
+        raise UnsupportedModel(
+            f"it cannot be told whether {card.reference} fits: {_why_not(found)}", hint="leave out --fit"
+        )
+    if fits.best is None:
+        raise _too_large(found, fits)
+    note = f"{fits.best} was chosen, the best that fits: {fitting.explain(fits, fits.best)}"
+    return text if len(card.offers) == 1 else str(
+        card.reference.with_version(fits.best, card.reference.pin)
+    ), note
+
+
+def _unversioned(library: Library, text: str) -> str:
+    """The name of a model, of which any version may be taken."""
+    resolution = library.resolve(text)
+    if resolution.reference is None or resolution.reference.scheme in ONE_VERSION:
+        return text
+    if not resolution.name.startswith("sha256:") and not Reference.parse(resolution.name).version:
+        return (
+            str(resolution.reference.with_version(None, resolution.reference.pin))
+            if resolution.model
+            else text
+        )
+    raise UsageError(f"{show(text)} names a version, and --fit chooses one", hint="leave one of them out")
+
+
+def _why_not(found: Survey) -> str:
+    if found.unread or found.card.problem:
+        return found.unread or found.card.problem
+    return "it is no GGUF model" if found.header is None else f"it is of the kind {found.kind}"
+
+
+def _too_large(found: Survey, fits: Fitting) -> UnsupportedModel:
+    if not fits.fits:
+        return UnsupportedModel(
+            f"{found.card.reference} has no version whose size is known", "leave out --fit"
+        )
+    least = min(fits.fits, key=lambda version: fits.fits[version].need.total)
+    return UnsupportedModel(
+        f"no version of {found.card.reference} fits: {least} takes {fitting.explain(fits, least)}",
+        hint="a smaller model, or a smaller context (--ctx)",
+    )
 
 
 def _header(ranges: Ranges, transport: Transport, card: Card, offer: Offer) -> gguf.Header:

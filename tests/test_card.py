@@ -6,6 +6,7 @@ import subprocess
 import sys
 import unicodedata
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,13 @@ from hypothesis import strategies as st
 
 from mdl.card import About
 from mdl.config import Settings
-from mdl.errors import MdlError, NetworkError, NotFound
+from mdl.errors import AuthError, MdlError, NetworkError, NotFound, UnsupportedModel, UsageError
 from mdl.header import LONGEST_LINE
 from mdl.library import Library
 from mdl.ranges import MOST_READ
 from mdl.readme import LONGEST, introduction
 from mdl.reference import Reference
-from mdl.survey import survey
+from mdl.survey import Survey, survey
 from mdl.transports import Versions, hubcard, load
 
 NAME = "Org/Model-GGUF"
@@ -201,6 +202,7 @@ def test_a_gate_is_shown_and_whether_it_is_open(mdl: Mdl, hub: Hub, token: str, 
     found = document(mdl("inspect", NAME, "--json", HF_TOKEN=token))
     assert (found["gate"], found["access"]) == ("manual", access)
     assert bool(found["bytes_read"]) == bool(found["description"]) == access
+    assert found["header_problem"] is None  # it was not even asked for
     assert (found["architecture"], found["context_length"]) == ("llama", 2048)  # the hub tells everybody
     assert found["versions"][0]["version"] == found["version"] == "Q4_K_M"
     text = mdl("inspect", NAME, HF_TOKEN=token)
@@ -418,3 +420,128 @@ def test_collections_of_thousands_are_bounded(settings: Settings) -> None:
         hub.add(NAME, {f"m{n}-Q4_K_M.gguf": b"" for n in range(3000)})
         found = survey(Library(Settings(settings.home, hf_endpoint=hub.url)), NAME)
     assert len(found.card.offers) == 300
+
+
+# What fits
+
+
+@pytest.fixture
+def sized(hub: Hub) -> Hub:
+    """The demo in three sizes, of which the larger ones are padded: it still answers."""
+    demo = DEMO.read_bytes()
+    pads = {"m-Q4_K_M.gguf": 0, "m-Q8_0.gguf": 24 << 20, "m-F16.gguf": 60 << 20}
+    hub.add(NAME, {name: demo + bytes(pad) for name, pad in pads.items()})
+    return hub
+
+
+def total(found: Survey, version: str) -> int:
+    """Bytes that a version takes."""
+    assert found.fitting
+    return found.fitting.fits[version].need.total
+
+
+def bounded(library: Library, memory: int) -> Library:
+    return Library(replace(library.settings, memory=memory))
+
+
+def test_each_version_is_told_whether_it_fits_and_the_best_that_does(sized: Hub, library: Library) -> None:
+    needs = [total(survey(library, NAME), version) for version in ("Q4_K_M", "Q8_0", "F16")]
+    assert needs == sorted(needs)
+    for number, best in enumerate(["Q4_K_M", "Q8_0", "Q8_0"]):  # F16 is no better than Q8_0
+        found = survey(bounded(library, needs[number]), NAME).fitting
+        assert found
+        assert found.best == best
+        assert [fit.fits for fit in found.fits.values()] == [n <= number for n in range(3)]
+
+
+def test_versions_whose_header_was_not_read_are_reckoned_by_their_files(sized: Hub, library: Library) -> None:
+    found = survey(library, NAME)
+    for version, pad in (("Q8_0", 24 << 20), ("F16", 60 << 20)):
+        assert total(found, version) - total(found, "Q4_K_M") == pytest.approx(pad, rel=0.05)
+    assert found.read < 1 << 20
+
+
+def test_a_larger_context_takes_more(sized: Hub, library: Library) -> None:
+    small, large = (survey(library, NAME, context) for context in (256, 2048))
+    assert total(small, "Q4_K_M") < total(large, "Q4_K_M")
+    assert total(survey(library, NAME), "Q4_K_M") == total(large, "Q4_K_M")  # what mdl chat takes: all
+    with pytest.raises(UsageError, match="more than the model learned, 2,048"):
+        survey(library, NAME, 2049)
+
+
+def test_what_was_never_quantized_is_taken_where_there_is_nothing_else(hub: Hub, library: Library) -> None:
+    hub.add(NAME, {"m-F16.gguf": DEMO.read_bytes()})
+    found = survey(library, NAME).fitting
+    assert found and found.best == "F16"
+
+
+def test_only_models_are_told_whether_they_fit(hub: Hub, library: Library) -> None:
+    hub.add(NAME, {"mmproj-F16.gguf": make({**MODEL, "general.type": "mmproj"})})
+    found = survey(library, NAME)
+    assert (found.kind, found.fitting) == ("projector", None)
+
+
+def test_the_best_that_fits_is_downloaded_and_said(mdl: Mdl, sized: Hub, library: Library) -> None:
+    found = survey(library, NAME)
+    memory = str(total(found, "F16") - 1)
+    done = mdl("download", "--fit", NAME, MDL_MEMORY=memory)
+    assert done.stdout.rstrip().endswith(f"{FULL}/Q8_0")
+    assert done.stderr.startswith("Q8_0 was chosen, the best that fits: ")
+    again = mdl("download", "--fit", NAME, MDL_MEMORY=str(total(found, "Q4_K_M")))
+    assert again.stdout.rstrip().endswith(f"{FULL}/Q4_K_M")
+    assert (
+        mdl("chat", f"{NAME}:Q8_0", "What is 7 plus 5?", "--temperature", "0").stdout == "7 plus 5 is 12.\n"
+    )
+    assert mdl("download", "--fit", "Model-GGUF", "--offline").returncode == NotFound.code
+
+
+def test_nothing_is_downloaded_where_nothing_fits(mdl: Mdl, sized: Hub) -> None:
+    done = mdl("download", "--fit", NAME, MDL_MEMORY="1M")
+    assert done.returncode == UnsupportedModel.code
+    assert done.stderr.startswith(f"mdl: no version of {FULL} fits: Q4_K_M takes ")
+    assert "where 1.0 MB are free" in done.stderr
+    assert len(done.stderr.splitlines()) == 2
+    assert mdl("list", "-q").stdout == ""
+
+
+def test_fit_chooses_and_so_does_a_version(mdl: Mdl, sized: Hub) -> None:
+    for arguments in (["--fit", f"{NAME}:Q8_0"], ["--ctx", "512", NAME]):
+        assert mdl("download", *arguments).returncode == UsageError.code
+    assert sized.seen == []
+
+
+@pytest.mark.parametrize(
+    ("files", "options", "code"),
+    [
+        ({"config.json": b"{}", "model.safetensors": b""}, {}, UnsupportedModel.code),
+        ({"m-Q4_K_M.gguf": b"GGUF"}, {}, UnsupportedModel.code),
+        ({"m-Q4_K_M.gguf": WEIGHTS}, {"gated": "auto"}, AuthError.code),
+    ],
+    ids=["safetensors", "damaged", "gated"],
+)
+def test_what_cannot_be_told_to_fit_is_not_downloaded(
+    mdl: Mdl, hub: Hub, files: dict[str, bytes], options: dict[str, Any], code: int
+) -> None:
+    hub.add(NAME, files, **options)
+    done = mdl("download", "--fit", NAME)
+    assert (done.returncode, done.stdout) == (code, "")
+    assert len(done.stderr.splitlines()) == 2
+
+
+def test_a_model_that_is_here_is_told_what_it_takes(mdl: Mdl) -> None:
+    found = document(mdl("inspect", "demo", "--json", "--ctx", "512"))["memory"]
+    assert (found["context"], found["fits"]) == (512, True)
+    assert found["total"] == found["weights"] + found["cache"] + found["compute"]
+    assert found["weights"] == pytest.approx(DEMO.stat().st_size, rel=0.05)
+    assert "does not fit: " in mdl("inspect", "demo", MDL_MEMORY="1M").stdout
+
+
+def test_a_table_fits_eighty_columns_and_marks_the_best(mdl: Mdl, sized: Hub) -> None:
+    text = mdl("inspect", NAME, MDL_MEMORY="20GB")
+    assert all(len(line) <= 80 for line in text.stdout.splitlines() if not line.startswith("source"))
+    (line,) = [line for line in text.stdout.splitlines() if "best that fits" in line]
+    assert line.startswith("Q8_0")
+    assert text.stderr.splitlines() == [
+        f"not on this machine: mdl download {FULL}",
+        f"the best that fits: mdl download --fit {FULL}",
+    ]

@@ -1,27 +1,67 @@
 """What a model that is elsewhere looks like on a terminal."""
 
 import textwrap
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, Any
 
-from mdl import ui
-from mdl.card import About, Card, Offer
-from mdl.survey import Survey
+from mdl import documents, ui
+from mdl.card import About, Offer
+
+if TYPE_CHECKING:
+    from mdl.survey import Survey
 
 COLUMNS = 80
 LABEL = 14
+Memory = Mapping[str, Any]  # as `documents.memory` has it
 MOST_NAMES = 8  # of branches, tags and topics; --json has all
 
 
-def show(found: Survey, here: Collection[str]) -> None:
+def show(found: "Survey", here: Collection[str]) -> None:
     """A card as data; the next command to run as talk."""
     for label, value in _facts(found):
         if value:
             _show_fact(label, value)
     if found.card.offers:
         ui.out("")
-        rows = [_row(offer, found, here) for offer in found.card.offers]
-        ui.table(("VERSION", "SIZE", "NOTE"), rows, right=(1,))
-    _say_what_to_do(found.card, here)
+        _show_versions(found, here)
+    _say_what_to_do(found, here)
+
+
+def _show_versions(found: "Survey", here: Collection[str]) -> None:
+    fits = found.fitting
+    if fits is None:
+        plain = [
+            (offer.version, ui.size(offer.size), _notes(offer, found, here)) for offer in found.card.offers
+        ]
+        return ui.table(("VERSION", "SIZE", "NOTE"), plain, right=(1,))
+    rows = []
+    for offer in found.card.offers:
+        fit = fits.fits.get(offer.version)
+        state = (ui.size(fit.need.total), placed(documents.memory(fit))) if fit else ("-", "-")
+        rows.append((offer.version, ui.size(offer.size), *state, _notes(offer, found, here)))
+    return ui.table(("VERSION", "SIZE", "MEMORY", "FITS", "NOTE"), rows, right=(1, 2))
+
+
+def placed(memory: Memory) -> str:
+    """Where a model would lie: on the GPU, in parts, in the CPU's memory, or nowhere."""
+    if not memory["fits"]:
+        return "no"
+    if memory["gpu_layers"]:
+        return f"{memory['gpu_layers']} of {memory['layers']} layers on GPU"
+    return "yes"
+
+
+def memory_line(memory: Memory) -> str:
+    """What a model takes of memory, and for what."""
+    parts = ", ".join(f"{name} {ui.size(memory[name])}" for name in ("weights", "cache", "compute"))
+    return f"{ui.size(memory['total'])} at {memory['context']:,} tokens ({parts})"
+
+
+def machine_line(machine: Mapping[str, Any]) -> str:
+    """What models may use here."""
+    usable = [gpu for gpu in machine["gpus"] if gpu["usable"]]
+    gpus = [f"{ui.size(gpu['memory_available'])} on {gpu['name']}" for gpu in usable]
+    return " and ".join([f"{ui.size(machine['memory_available'])} of memory free", *gpus])
 
 
 def _show_fact(label: str, value: str) -> None:
@@ -30,7 +70,7 @@ def _show_fact(label: str, value: str) -> None:
         ui.out(f"{name:<{LABEL}}{line}".rstrip())
 
 
-def _facts(found: Survey) -> tuple[tuple[str, str], ...]:
+def _facts(found: "Survey") -> tuple[tuple[str, str], ...]:
     card, about = found.card, found.card.about
     return (
         ("reference", str(card.reference)),
@@ -55,11 +95,13 @@ def _facts(found: Survey) -> tuple[tuple[str, str], ...]:
         ("revision", f"{card.revision.name} {card.revision.commit[:12]}".strip()),
         ("source", card.source),
         ("header", _header(found)),
+        ("memory", _memory(found)),
+        ("machine", machine_line(documents.machine(found.fitting.machine)) if found.fitting else ""),
         ("problem", card.problem),
     )
 
 
-def _kind(found: Survey) -> str:
+def _kind(found: "Survey") -> str:
     formats = {offer.format for offer in found.card.offers if offer.format}
     kind = f"{found.kind} ({', '.join(sorted(formats))})" if found.kind else ""
     if found.card.about.quantizer:
@@ -86,31 +128,39 @@ def _names(names: Collection[str]) -> str:
     return f"{shown} and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else shown
 
 
-def _header(found: Survey) -> str:
+def _memory(found: "Survey") -> str:
+    """What the version takes whose header was read."""
+    if not found.fitting or not found.sample or found.sample.version not in found.fitting.fits:
+        return ""
+    fit = found.fitting.fits[found.sample.version]
+    return f"{found.sample.version} takes {memory_line(documents.memory(fit))}"
+
+
+def _header(found: "Survey") -> str:
     if found.sample is None:
         return ""
     what = f"{ui.size(found.read)} of {ui.size(found.sample.size)} read, of {found.sample.version}"
     return f"{what}: {found.unread}" if found.unread else what
 
 
-def _row(offer: Offer, found: Survey, here: Collection[str]) -> tuple[str, str, str]:
-    return offer.version, ui.size(offer.size), ", ".join(_notes(offer, found, here))
-
-
-def _notes(offer: Offer, found: Survey, here: Collection[str]) -> list[str]:
+def _notes(offer: Offer, found: "Survey", here: Collection[str]) -> str:
     parts = len(offer.weights)
     marks = {
+        "best that fits": found.fitting is not None and offer.version == found.fitting.best,
         "default": offer.version == found.card.chosen,
         "here": offer.version in here,
         f"{parts} parts": parts > 1,
         "projector": offer.projector is not None,
         offer.problem: bool(offer.problem),
     }
-    return [mark for mark, holds in marks.items() if holds]
+    return ", ".join(mark for mark, holds in marks.items() if holds)
 
 
-def _say_what_to_do(card: Card, here: Collection[str]) -> None:
+def _say_what_to_do(found: "Survey", here: Collection[str]) -> None:
+    card, best = found.card, found.fitting.best if found.fitting else None
     if card.about.access is False:
         ui.talk(f"open {card.source}, accept its conditions, then log in (hf auth login) or set HF_TOKEN")
     elif card.chosen and card.chosen not in here:
         ui.talk(f"not on this machine: mdl download {card.reference}")
+    if best not in (None, card.chosen) and card.reference.version is None:
+        ui.talk(f"the best that fits: mdl download --fit {card.reference}")

@@ -46,7 +46,7 @@ def inspect(
     if found is None:
         from mdl.survey import survey
 
-        surveyed = survey(library, text)
+        surveyed = survey(library, text, context)
         value, part = partial(inspection.remote_value, surveyed), partial(inspection.remote_part, surveyed)
     else:
         weights = library.weights(found)
@@ -65,10 +65,12 @@ def inspect(
         _show_parts({name: part(name) for name in wanted}, json=json)
     elif found is None:
         _show_card(library, surveyed, json=json)
-    elif json:
-        ui.show_json(inspection.describe(library, found, weights))
     else:
-        _show_model(inspection.describe(library, found, weights))
+        described = inspection.describe(library, found, weights, context)
+        if json:
+            ui.show_json(described)
+        else:
+            _show_model(described)
 
 
 def _here(library: "Library", text: str) -> "ModelRecord | None":
@@ -144,6 +146,19 @@ _SHOW: dict[str, Callable[[Any], None]] = {
 }
 
 
+def _memory(described: dict[str, Any]) -> tuple[tuple[str, str], ...]:
+    """What it takes to run, and what there is."""
+    if described["memory"] is None:
+        return ()
+    from mdl.cli.card import machine_line, memory_line, placed
+
+    fits = {"no": "does not fit: "}.get(placed(described["memory"]), "")
+    return (
+        ("memory", fits + memory_line(described["memory"])),
+        ("machine", machine_line(described["machine"])),
+    )
+
+
 def _show_model(described: dict[str, Any]) -> None:
     header = described["header"]
     license_line = (described["license"] or "-").strip().partition("\n")[0]
@@ -161,6 +176,7 @@ def _show_model(described: dict[str, Any]) -> None:
         ("vocabulary", header["vocabulary"]),
         ("experts", header["experts"]),
         ("base model", header["base_model"]),
+        *_memory(described),
         ("template", "yes" if described["template"] else "no"),
         ("license", license_line),
         ("source", described["source"]),

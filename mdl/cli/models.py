@@ -1,6 +1,7 @@
 """Commands about models as files: download, list, resolve, rm, alias."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -9,6 +10,7 @@ from mdl import ui
 from mdl.cli import options
 from mdl.cli.options import (
     Authorities,
+    ContextSize,
     DryRun,
     Insecure,
     Json,
@@ -41,6 +43,14 @@ def download(
     jobs: Annotated[
         int | None, typer.Option(metavar="N", min=1, max=64, help="Files to fetch at once.")
     ] = None,
+    fit: Annotated[
+        bool, typer.Option("--fit", help="Choose the best quantization that fits this machine.")
+    ] = False,
+    context: ContextSize = None,
+    limit_rate: Annotated[
+        str | None,
+        typer.Option(metavar="RATE", help="Bytes a second of all files together: 500k, 20M, 1.5G."),
+    ] = None,
     insecure: Insecure = False,
     ca: Authorities = None,
     json: Json = False,
@@ -50,9 +60,18 @@ def download(
     """Fetch models, or what of them is missing. Prints the folder of each."""
     names = options.several(models, model)
     library = options.open_library(
-        offline=offline, jobs=jobs, ca=ca, insecure=names if insecure else (), ask=not json
+        offline=offline,
+        jobs=jobs,
+        limit_rate=limit_rate,
+        ca=ca,
+        insecure=names if insecure else (),
+        ask=not json,
     )
+    choose = partial(_fitting, library, context=context) if fit else None
+    if context is not None and not fit:
+        raise UsageError("--ctx says for how large a context a model has to fit", hint="add --fit")
     if dry_run:
+        names = [choose(name, ui.talk) for name in names] if choose else names
         return _show_plans(library, names, include or [], json=json)
     from mdl.progress import watch
 
@@ -62,8 +81,9 @@ def download(
         target = options.as_folder(destination, name if len(names) > 1 else None)
         try:
             with watch(json=json, quiet=quiet) as watched:
+                wanted = choose(name, watched.note) if choose else name
                 found = library.download(
-                    name, watched, include=include or [], destination=target, force=force
+                    wanted, watched, include=include or [], destination=target, force=force
                 )
         except MdlError as failure:
             if len(names) == 1:
@@ -79,6 +99,15 @@ def download(
 
         ui.show_json({"models": [documents.model(found) for found in done]})
     return failures[0].code if failures else 0
+
+
+def _fitting(library: "Library", name: str, note: Callable[[str], None], context: int | None) -> str:
+    """The version that fits best, by its name; why is told."""
+    from mdl.survey import fitted
+
+    chosen, reason = fitted(library, name, context)
+    note(reason)
+    return chosen
 
 
 def _show_plans(library: "Library", names: list[str], include: list[str], *, json: bool) -> int:
