@@ -38,6 +38,7 @@ class Settings:
     realms: tuple[str, ...] = ()  # hosts that may be shown passwords of registries that ask for tokens there
     ca: str = ""  # a file of certificate authorities to trust besides the system's
     hf_endpoint: str = "https://huggingface.co"
+    ollama_endpoint: str = "https://registry.ollama.ai"
     api_key: str = ""  # what mdl serve asks for
     aliases: Mapping[str, str] = field(default_factory=dict)  # the user's own names of models
 
@@ -202,7 +203,7 @@ def _parse(name: str, value: Any, where: str) -> Any:
         return _places(value, where, with_path=name == "hosts")
     if name == "ca":
         return str(Path(str(value)).expanduser()) if value else ""
-    if name in ("hf_endpoint", "api_key"):
+    if name in ("hf_endpoint", "ollama_endpoint", "api_key"):
         return str(value).rstrip("/")
     if name == "home":
         return Path(str(value)).expanduser()
