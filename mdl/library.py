@@ -13,6 +13,7 @@ from mdl.errors import AuthError, MdlError, NetworkError, NotFound, UnsupportedM
 from mdl.model import METADATA_NAME, File, Manifest, Model, Summary
 from mdl.reference import LONGEST, Reference, show
 from mdl.store import Store
+from mdl.traffic import Traffic
 
 if TYPE_CHECKING:
     from mdl.card import Card
@@ -75,6 +76,7 @@ class Library:
     def __init__(self, settings: Settings, choose: Choose | None = None) -> None:
         self.settings = settings
         self._choose = choose
+        self._traffic = Traffic(settings.limit_rate)
         self.store = Store(settings.home, describe)
 
     # By name
@@ -447,7 +449,7 @@ class Library:
         transport = self._transport(reference)
         limits = Limits(files=self.settings.jobs, connections=self.settings.connections)
         trust = Trust(self.settings.ca, frozenset(self.settings.insecure))
-        downloader = Downloader(limits, watch.progress, trust=trust)
+        downloader = Downloader(limits, watch.progress, trust=trust, traffic=self._traffic)
         return Fetcher(
             self.store, transport, downloader, lambda name: watch.note(f"another mdl fetches {name}: waiting")
         )
