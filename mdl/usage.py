@@ -4,6 +4,7 @@ Goes by what the file system says, so that hard links, copies, holes and models 
 what they are. Bytes are those that a file takes on the disk where it has holes.
 """
 
+import contextlib
 import os
 import re
 import shutil
@@ -43,7 +44,8 @@ class Share:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What everything takes, in bytes. `copied` contents lie on the disk twice: as blob and in versions."""
+    """What everything takes, in bytes. `copied` is what versions have as files of their own though there is a
+    blob that they could share."""
 
     shares: tuple[Share, ...]
     on_disk: int
@@ -75,7 +77,7 @@ def measure(store: Store) -> Usage:
         saved=sum(share.size for share in shares) - sum(inside.values()),
         partial=partial,
         unused=sum(blob.size for sha256, blob in outside.items() if sha256 not in users),
-        copied=sum(blob.size for sha256, blob in outside.items() if sha256 in users),
+        copied=sum(_copied(model, contents, blobs) for model, contents in held),
         free=_free(store.root),
     )
 
@@ -90,6 +92,12 @@ def _share(model: Model, contents: list[Content], blobs: dict[str, Content], use
     own = (blobs[sha256] for sha256 in _digests(model) if sha256 in blobs and users[sha256] == 1)
     unique += sum(blob.size for blob in own if blob.links == 1)
     return Share(model, sum(content.size for content in once.values()), unique)
+
+
+def _copied(model: Model, contents: list[Content], blobs: dict[str, Content]) -> int:
+    keys = {content.key for content in contents}
+    shareable = (blobs[sha256] for sha256 in _digests(model) if sha256 in blobs)
+    return sum(blob.size for blob in shareable if blob.key not in keys)
 
 
 def _digests(model: Model) -> set[str]:
@@ -109,8 +117,9 @@ def _blobs(folder: Path) -> Iterator[tuple[str, Content]]:
         return
     for entry in entries:
         if _DIGEST.fullmatch(entry.name):
-            for content in _contents([entry.stat(follow_symlinks=False)]):
-                yield entry.name, content
+            with contextlib.suppress(FileNotFoundError):  # removed meanwhile
+                for content in _contents([entry.stat(follow_symlinks=False)]):
+                    yield entry.name, content
 
 
 def _free(folder: Path) -> int:
