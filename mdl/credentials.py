@@ -51,16 +51,20 @@ class Login(NamedTuple):
     source: str
 
 
-def find(host: str, path: str = "", troubles: list[str] | None = None) -> Credentials | None:
+def find(
+    host: str, path: str = "", troubles: list[str] | None = None, patience: float = HELPER_SECONDS
+) -> Credentials | None:
     """The credentials for a repository, from the first file that has some.
 
     A file that cannot be read or a program that fails is no reason to stop: most of what there is to fetch is
-    public. What went wrong is added to `troubles`.
+    public. What went wrong is added to `troubles`. `patience` is how many seconds a program has.
     """
     troubles = [] if troubles is None else troubles
     for file in auth_paths():
         content = _read(file, troubles)
-        found = _from_helper(content, host, file, troubles) or _from_auths(content, host, path, file)
+        found = _from_helper(content, host, file, troubles, patience) or _from_auths(
+            content, host, path, file
+        )
         if found:
             return found
     return None
@@ -174,7 +178,7 @@ def _checked(user: Any, password: Any, token: Any, source: str) -> Credentials |
 
 
 def _from_helper(
-    content: Mapping[str, Any], host: str, file: Path, troubles: list[str]
+    content: Mapping[str, Any], host: str, file: Path, troubles: list[str], patience: float
 ) -> Credentials | None:
     named = {_host_of(key): name for key, name in _table(content, "credHelpers").items()}
     helper = named.get(host) or content.get("credsStore")
@@ -183,11 +187,11 @@ def _from_helper(
     if not isinstance(helper, str) or not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", helper):
         troubles.append(f"{file} names a credential helper that cannot be one")
         return None
-    answer = _ask_helper(f"docker-credential-{helper}", host, troubles)
+    answer = _ask_helper(f"docker-credential-{helper}", host, troubles, patience)
     return _checked(answer.get("Username"), answer.get("Secret"), "", f"docker-credential-{helper}")
 
 
-def _ask_helper(program: str, host: str, troubles: list[str]) -> Mapping[str, Any]:
+def _ask_helper(program: str, host: str, troubles: list[str], patience: float) -> Mapping[str, Any]:
     """What a program says of a host; nothing where it knows none.
 
     https://github.com/docker/docker-credential-helpers
@@ -197,7 +201,7 @@ def _ask_helper(program: str, host: str, troubles: list[str]) -> Mapping[str, An
         with tempfile.TemporaryFile() as answer:
             done = subprocess.run(
                 [program, "get"], input=asked.encode(), stdout=answer, stderr=subprocess.DEVNULL,
-                timeout=HELPER_SECONDS, check=False,
+                timeout=patience, check=False,
             )  # fmt: skip
             answer.seek(0)
             said = answer.read(LARGEST_ANSWER)
@@ -205,7 +209,7 @@ def _ask_helper(program: str, host: str, troubles: list[str]) -> Mapping[str, An
         troubles.append(f"{program} is not there")
         return {}
     except subprocess.TimeoutExpired:
-        troubles.append(f"{program} did not answer within {HELPER_SECONDS:.0f} s")
+        troubles.append(f"{program} did not answer within {patience:g} s")
         return {}
     except OSError as error:
         troubles.append(f"{program} cannot be run ({error.strerror})")

@@ -1,0 +1,113 @@
+"""mdl login and logout: against real registries, at a terminal, from a pipe, and without leaking a secret."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pexpect
+import pytest
+from hub import Answer, Hub
+from registry import PASSWORD, USER, Front, Registry, titled
+
+Mdl = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def environment(tmp_path: Path, hub: Hub) -> dict[str, str]:
+    own = {
+        "MDL_HOME": str(tmp_path / "home"),
+        "MDL_CONFIG": str(tmp_path / "config" / "config.toml"),
+        "DOCKER_CONFIG": str(tmp_path / "docker"),
+        "HF_HOME": str(tmp_path / "hf"),
+        "HF_ENDPOINT": hub.url,
+    }
+    return {**os.environ, **own}
+
+
+@pytest.fixture
+def mdl(environment: dict[str, str]) -> Mdl:
+    def run(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "mdl", *arguments]
+        return subprocess.run(
+            command, env=environment, input=stdin, capture_output=True, text=True, timeout=60
+        )
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def private(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
+    with Registry(tmp_path_factory.mktemp("private"), private=True) as running:
+        running.push("org/m", "v1", [titled("m.gguf", b"x")])
+        yield running
+
+
+def auth_file(tmp_path: Path) -> Path:
+    return tmp_path / "config" / "auth.json"
+
+
+def test_a_right_password_is_kept_and_a_wrong_one_is_not(mdl: Mdl, private: Registry, tmp_path: Path) -> None:
+    wrong = mdl("login", private.host, "-u", USER, "--password-stdin", stdin="wrong\n")
+    assert (wrong.returncode, wrong.stdout) == (4, "")
+    assert "does not know this user" in wrong.stderr
+    assert not auth_file(tmp_path).exists()
+    right = mdl("login", private.host, "-u", USER, "--password-stdin", stdin=f"{PASSWORD}\n")
+    assert right.returncode == 0, right.stderr
+    assert json.loads(mdl("login", "--json").stdout)["logins"] == [
+        {"host": private.host, "user": USER, "source": str(auth_file(tmp_path))}
+    ]
+    assert PASSWORD not in right.stdout + right.stderr + mdl("login").stdout
+    assert mdl("logout", private.host).returncode == 0
+    again = mdl("logout", private.host)
+    assert (again.returncode, again.stderr.splitlines()[0]) == (
+        3,
+        f"mdl: mdl keeps no credentials for {private.host}",
+    )
+
+
+def test_a_registry_with_tokens_checks_a_password_too(mdl: Mdl, front: Front, tmp_path: Path) -> None:
+    front.now.private = True
+    wrong = mdl("login", front.host, "-u", USER, "--password-stdin", stdin="wrong")
+    assert wrong.returncode == 4
+    assert mdl("login", front.host, "-u", USER, "--password-stdin", stdin=PASSWORD).returncode == 0
+    assert oct(auth_file(tmp_path).stat().st_mode)[-3:] == "600"
+
+
+def test_a_person_types_a_password_that_nobody_sees(
+    environment: dict[str, str], private: Registry, tmp_path: Path
+) -> None:
+    child = pexpect.spawn(sys.executable, ["-m", "mdl", "login", private.host], env=environment, timeout=20)
+    child.expect("User: ")
+    child.sendline(USER)
+    child.expect("Password: ")
+    child.sendline(PASSWORD)
+    child.expect(f"logged in at {private.host} as {USER}")
+    child.expect(pexpect.EOF)
+    assert PASSWORD.encode() not in (child.before or b"")
+    child.close()
+    assert child.exitstatus == 0
+
+
+def test_a_script_that_forgets_something_is_told(mdl: Mdl, private: Registry) -> None:
+    for arguments in (["login", private.host, "-u", USER], ["login", private.host, "--password-stdin"],
+                      ["login", "no host"], ["logout"]):  # fmt: skip
+        assert mdl(*arguments).returncode == 2, arguments
+    empty = mdl("login", private.host, "-u", USER, "--password-stdin", stdin="\n")
+    assert "empty" in empty.stderr
+
+
+def test_a_token_of_hugging_face_is_kept_where_its_own_tools_look(mdl: Mdl, hub: Hub, tmp_path: Path) -> None:
+    hub.pages["/api/whoami-v2"] = Answer(200, b'{"name": "somebody"}', {"Content-Type": "application/json"})
+    kept = mdl("login", "huggingface.co", "--password-stdin", stdin="hf_good\n")
+    assert (kept.returncode, kept.stderr) == (0, "logged in at huggingface.co as somebody\n")
+    token = tmp_path / "hf" / "token"
+    assert token.read_text() == "hf_good"
+    assert oct(token.stat().st_mode)[-3:] == "600"
+    assert mdl("logout", "hf.co").returncode == 0
+    assert not token.exists()
+    hub.answer("whoami", Answer(401, b'{"error": "Invalid"}'))
+    assert mdl("login", "hf.co", "--password-stdin", stdin="hf_bad\n").returncode == 4
+    assert not token.exists()
