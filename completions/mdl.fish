@@ -118,7 +118,7 @@ complete -c mdl -n '__mdl_command_is verify' -l model -s m -x -a '(__mdl_models)
 complete -c mdl -n '__mdl_command_is verify' -l quick -d 'Sizes and times; contents only where these look wrong'
 complete -c mdl -n '__mdl_command_is verify' -l sample -x -d 'Read only so much of all contents, the longest unread first'
 complete -c mdl -n '__mdl_command_is verify' -l json -d 'Print one JSON document'
-complete -c mdl -n '__mdl_command_is verify' -l quiet -s q -d 'Print only names or folders'
+complete -c mdl -n '__mdl_command_is verify' -l quiet -s q -d 'Tell only what is found'
 complete -c mdl -n '__mdl_command_is verify' -l help -s h -d 'Show this message and exit'
 complete -c mdl -n '__mdl_command_is verify' -a '(__mdl_models)'
 

@@ -155,10 +155,10 @@ class Verification:
 
     def _look_at_file(self, model: Model, file: File) -> Iterator[Name]:
         path = model.folder / file.name
-        self.looked[path] = _inode(path)
-        if self.looked[path] is None:
+        status = _status(path)
+        self.looked[path] = status and status.st_ino
+        if status is None:
             return self._find("missing", path, "it is missing", model)
-        status = os.lstat(path)
         if not stat.S_ISREG(status.st_mode):
             return self._find("link", path, "it is a link or no file at all", model)
         if file.size not in (None, status.st_size):
@@ -311,11 +311,16 @@ def _is_suspect(name: Name) -> bool:
         return True
 
 
-def _inode(path: Path) -> int | None:
+def _status(path: Path) -> os.stat_result | None:
     try:
-        return os.lstat(path).st_ino
+        return os.lstat(path)
     except (FileNotFoundError, NotADirectoryError):
         return None
+
+
+def _inode(path: Path) -> int | None:
+    status = _status(path)
+    return status and status.st_ino
 
 
 def _history(store: Store) -> dict[str, float]:

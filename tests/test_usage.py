@@ -98,6 +98,10 @@ def test_contents_that_are_stored_twice_are_told(store: Store) -> None:
     size = DEMO.stat().st_size
     assert (found.copied, found.unused, found.on_disk, found.saved) == (size, 0, 2 * size, 0)
     assert found.shares[0].unique == 2 * size
+    linked = add(store, "o/b:1")
+    found = usage.measure(store)
+    assert (found.copied, found.on_disk, found.saved) == (size, 2 * size, 0)
+    assert share_of(found, linked.reference) == Share(linked, size, size)
 
 
 def test_a_sparse_partial_download_takes_what_has_come(store: Store) -> None:

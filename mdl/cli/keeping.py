@@ -9,7 +9,7 @@ import typer
 
 from mdl import ui
 from mdl.cli import options
-from mdl.cli.options import DryRun, Json, ModelOption, Models, Quiet, Yes
+from mdl.cli.options import DryRun, Json, ModelOption, Models, Yes
 from mdl.errors import IntegrityError, UsageError
 from mdl.reference import show
 
@@ -38,17 +38,17 @@ def verify(
         typer.Option(metavar="PERCENT", help="Read only so much of all contents, the longest unread first."),
     ] = "100%",
     json: Json = False,
-    quiet: Quiet = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Tell only what is found.")] = False,
 ) -> int:
     """Check what is in the cache against its digests, and say how to mend it."""
     from mdl import documents, verification
 
     library = options.open_library()
     named = [*(models or []), *([model] if model else [])]
-    found = [version for name in named for version in library.meant(name)]
+    found = {version.folder: version for name in named for version in library.meant(name)}
     check = verification.Verification(
         library.store,
-        found or verification.everything(library.store),
+        list(found.values()) or verification.everything(library.store),
         everything=not named,
         quick=quick,
         share=_share(sample),
@@ -60,7 +60,9 @@ def verify(
         return IntegrityError.code if report.damage else 0
     for finding in report.findings:
         ui.out(_line(finding, library.store.root))
-    ui.talk(f"{report.versions} versions, {report.contents} contents read, {ui.size(report.size)}")
+    if not quiet:
+        versions = f"{report.versions} version{'' if report.versions == 1 else 's'}"
+        ui.talk(f"{versions}, {ui.size(report.size)} read")
     if report.unrecorded:
         ui.talk(f"the damage could not be noted: {report.unrecorded}")
     if report.damage:
@@ -206,7 +208,7 @@ def _show_usage(found: "Usage") -> None:
         ("shared", found.saved, "saved, because what is the same is stored once"),
         ("partial", found.partial, "downloads that can go on; mdl prune --partials removes them"),
         ("unused", found.unused, "mdl prune removes it"),
-        ("copied", found.copied, "stored twice: no hard links can be made here"),
+        ("copied", found.copied, "stored more than once, where no hard links could be made"),
         ("on disk", found.on_disk, "all together"),
         ("free", found.free, ""),
     )
