@@ -539,8 +539,9 @@ def test_a_model_that_is_here_is_told_what_it_takes(mdl: Mdl) -> None:
 def test_a_table_fits_eighty_columns_and_marks_the_best(mdl: Mdl, sized: Hub) -> None:
     text = mdl("inspect", NAME, MDL_MEMORY="20GB")
     assert all(len(line) <= 80 for line in text.stdout.splitlines() if not line.startswith("source"))
-    (line,) = [line for line in text.stdout.splitlines() if "best that fits" in line]
-    assert line.startswith("Q8_0")
+    table = text.stdout.partition("\n\n")[2].splitlines()
+    assert [line.split()[0] for line in table] == ["VERSION", "Q4_K_M", "Q8_0", "F16"]
+    assert [line.split(None, 7)[7:] for line in table[1:]] == [["default"], ["best"], []]
     assert text.stderr.splitlines() == [
         f"not on this machine: mdl download {FULL}",
         f"the best that fits: mdl download --fit {FULL}",

@@ -28,33 +28,44 @@ def show(found: "Survey", here: Collection[str]) -> None:
 
 
 def _show_versions(found: "Survey", here: Collection[str]) -> None:
-    fits = found.fitting
-    if fits is None:
-        plain = [
-            (offer.version, ui.size(offer.size), _notes(offer, found, here)) for offer in found.card.offers
-        ]
-        return ui.table(("VERSION", "SIZE", "NOTE"), plain, right=(1,))
-    rows = []
+    """A row for each version, narrow enough for the notes to be seen; what is wrong with one comes below."""
+    rows = [_row(offer, found, here) for offer in found.card.offers]
+    ui.table(("VERSION", "SIZE", "FILES", "MEMORY", "FITS", "NOTE"), rows, right=(1, 2, 3))
     for offer in found.card.offers:
-        fit = fits.fits.get(offer.version)
-        state = (ui.size(fit.need.total), placed(documents.memory(fit))) if fit else ("-", "-")
-        rows.append((offer.version, ui.size(offer.size), *state, _notes(offer, found, here)))
-    return ui.table(("VERSION", "SIZE", "MEMORY", "FITS", "NOTE"), rows, right=(1, 2))
+        if offer.problem:
+            ui.out(ui.inert(f"{offer.version} is not whole: {offer.problem}", one_line=True))
+
+
+def _row(offer: Offer, found: "Survey", here: Collection[str]) -> tuple[str, ...]:
+    fit = found.fitting.fits.get(offer.version) if found.fitting else None
+    state = (ui.size(fit.need.total), placed(documents.memory(fit))) if fit else ("-", "-")
+    marks = {
+        "best": found.fitting is not None and offer.version == found.fitting.best,
+        "default": offer.version == found.card.chosen,
+        "here": offer.version in here,
+    }
+    note = ", ".join(mark for mark, holds in marks.items() if holds)
+    return offer.version, ui.size(offer.size), str(len(offer.files)), *state, note
 
 
 def placed(memory: Memory) -> str:
-    """Where a model would lie: on the GPU, in parts, in the CPU's memory, or nowhere."""
+    """Where a model would lie: on the GPU, so many layers of it, in the CPU's memory, or nowhere."""
     if not memory["fits"]:
         return "no"
-    if memory["gpu_layers"]:
-        return f"{memory['gpu_layers']} of {memory['layers']} layers on GPU"
-    return "yes"
+    if not memory["gpu_layers"]:
+        return "yes"
+    whole = memory["gpu_layers"] == memory["layers"]
+    return "on GPU" if whole else f"{memory['gpu_layers']}/{memory['layers']} on GPU"
 
 
 def memory_line(memory: Memory) -> str:
-    """What a model takes of memory, and for what."""
-    parts = ", ".join(f"{name} {ui.size(memory[name])}" for name in ("weights", "cache", "compute"))
-    return f"{ui.size(memory['total'])} at {memory['context']:,} tokens ({parts})"
+    """What a model takes of memory, for what and where."""
+    parts = [f"{name} {ui.size(memory[name])}" for name in ("weights", "cache", "compute")]
+    if memory["gpu_layers"]:
+        places = [f"{ui.size(part['total'])} on GPU {n}" for n, part in enumerate(memory["gpus"])]
+        places.append(f"{ui.size(memory['cpu']['total'])} on the CPU's side")
+        parts[-1] += "; " + ", ".join(places)
+    return f"{ui.size(memory['total'])} at {memory['context']:,} tokens: {', '.join(parts)}"
 
 
 def machine_line(machine: Mapping[str, Any]) -> str:
@@ -65,7 +76,8 @@ def machine_line(machine: Mapping[str, Any]) -> str:
 
 
 def _show_fact(label: str, value: str) -> None:
-    lines = textwrap.wrap(ui.inert(value, one_line=True), COLUMNS - LABEL) or [""]
+    text = ui.inert(value, one_line=True)
+    lines = textwrap.wrap(text, COLUMNS - LABEL, break_long_words=False, break_on_hyphens=False)
     for name, line in zip([label, *[""] * len(lines)], lines, strict=False):
         ui.out(f"{name:<{LABEL}}{line}".rstrip())
 
@@ -94,6 +106,7 @@ def _facts(found: "Survey") -> tuple[tuple[str, str], ...]:
         ("tags", _names(card.tags)),
         ("revision", f"{card.revision.name} {card.revision.commit[:12]}".strip()),
         ("source", card.source),
+        ("projector", _projector(found)),
         ("header", _header(found)),
         ("memory", _memory(found)),
         ("machine", machine_line(documents.machine(found.fitting.machine)) if found.fitting else ""),
@@ -136,24 +149,17 @@ def _memory(found: "Survey") -> str:
     return f"{found.sample.version} takes {memory_line(documents.memory(fit))}"
 
 
+def _projector(found: "Survey") -> str:
+    offer = found.sample or found.card.choice
+    file = offer.projector if offer else None
+    return f"{file.name}, {ui.size(file.size)}, comes along" if file else ""
+
+
 def _header(found: "Survey") -> str:
     if found.sample is None:
         return ""
     what = f"{ui.size(found.read)} of {ui.size(found.sample.size)} read, of {found.sample.version}"
     return f"{what}: {found.unread}" if found.unread else what
-
-
-def _notes(offer: Offer, found: "Survey", here: Collection[str]) -> str:
-    parts = len(offer.weights)
-    marks = {
-        "best that fits": found.fitting is not None and offer.version == found.fitting.best,
-        "default": offer.version == found.card.chosen,
-        "here": offer.version in here,
-        f"{parts} parts": parts > 1,
-        "projector": offer.projector is not None,
-        offer.problem: bool(offer.problem),
-    }
-    return ", ".join(mark for mark, holds in marks.items() if holds)
 
 
 def _say_what_to_do(found: "Survey", here: Collection[str]) -> None:
