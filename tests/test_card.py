@@ -17,11 +17,14 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as with_settings
 from hypothesis import strategies as st
 
-from mdl.card import About
+from mdl.card import About, Offer
 from mdl.config import Settings
 from mdl.errors import AuthError, MdlError, NetworkError, NotFound, UnsupportedModel, UsageError
+from mdl.fitting import best
 from mdl.header import LONGEST_LINE
 from mdl.library import Library
+from mdl.memory import Fit, Need, Part
+from mdl.model import File
 from mdl.ranges import MOST_READ
 from mdl.readme import LONGEST, introduction
 from mdl.reference import Reference
@@ -444,13 +447,13 @@ def bounded(library: Library, memory: int) -> Library:
     return Library(replace(library.settings, memory=memory))
 
 
-def test_each_version_is_told_whether_it_fits_and_the_best_that_does(sized: Hub, library: Library) -> None:
+def test_each_version_is_told_whether_it_fits_and_which_is_best(sized: Hub, library: Library) -> None:
     needs = [total(survey(library, NAME), version) for version in ("Q4_K_M", "Q8_0", "F16")]
     assert needs == sorted(needs)
-    for number, best in enumerate(["Q4_K_M", "Q8_0", "Q8_0"]):  # F16 is no better than Q8_0
+    for number, wanted in enumerate(["Q4_K_M", "Q8_0", "Q8_0"]):  # F16 is no better than Q8_0
         found = survey(bounded(library, needs[number]), NAME).fitting
         assert found
-        assert found.best == best
+        assert found.best == wanted
         assert [fit.fits for fit in found.fits.values()] == [n <= number for n in range(3)]
 
 
@@ -473,6 +476,16 @@ def test_what_was_never_quantized_is_taken_where_there_is_nothing_else(hub: Hub,
     hub.add(NAME, {"m-F16.gguf": DEMO.read_bytes()})
     found = survey(library, NAME).fitting
     assert found and found.best == "F16"
+
+
+def test_what_a_gpu_holds_whole_goes_before_what_is_larger() -> None:
+    need = Need(Part(weights=1))
+    offers = [Offer(f"{n}", (File(f"m-Q{n}_0.gguf", n << 30, role="weights"),)) for n in (4, 5, 6, 8)]
+    layers = {"4": 33, "5": 33, "6": 20, "8": 0}
+    fits = {name: Fit(name != "8", layers[name], 33, 4096, need) for name in layers}
+    assert best(offers, fits) == "5"
+    assert best(offers, {name: fit._replace(gpu_layers=0) for name, fit in fits.items()}) == "6"
+    assert best(offers, {name: fit._replace(fits=False) for name, fit in fits.items()}) is None
 
 
 def test_only_models_are_told_whether_they_fit(hub: Hub, library: Library) -> None:
