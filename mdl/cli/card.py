@@ -77,7 +77,8 @@ def machine_line(machine: Mapping[str, Any]) -> str:
 
 def _show_fact(label: str, value: str) -> None:
     text = ui.inert(value, one_line=True)
-    lines = textwrap.wrap(text, COLUMNS - LABEL, break_long_words=False, break_on_hyphens=False)
+    room = max(min(COLUMNS, ui.columns()) - LABEL, LABEL)
+    lines = textwrap.wrap(text, room, break_long_words=False, break_on_hyphens=False)
     for name, line in zip([label, *[""] * len(lines)], lines, strict=False):
         ui.out(f"{name:<{LABEL}}{line}".rstrip())
 
