@@ -158,6 +158,8 @@ def origin_of(url: str) -> tuple[str, str, int]:
         raise ValueError(f"only http and https can be asked, not {parts.scheme[:20]!r}")
     if not parts.hostname or not re.fullmatch(r"[^\x00-\x20\x7f]+", url):
         raise ValueError("it has no host, or spaces or control characters")
+    if "\\" in parts.netloc:  # where urllib3 ends the host, so that it would ask another one than this
+        raise ValueError("its host has a backslash")
     return parts.scheme, parts.hostname, parts.port or {"http": 80, "https": 443}[parts.scheme]
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from faultserver import FaultServer, Reply, cut, redirect, status
 
-from mdl.errors import NetworkError, NotFound
+from mdl.errors import NetworkError, NotFound, UsageError
 from mdl.remote import Client, Limits, Remote, shown
 
 LIMITS = Limits(backoff=0.01, retries=2, read_timeout=0.5)
@@ -138,3 +138,14 @@ def test_a_part_has_no_more_than_was_asked_for(client, server):
 ])  # fmt: skip
 def test_addresses_are_shown_without_what_may_be_secret_or_harmful(url, text):
     assert shown(url) == text
+
+
+def test_an_address_means_one_host_to_everybody(client, server, other):
+    """What comes before a backslash is the host to one parser, what comes after it to the other."""
+    forked = f"http://127.0.0.1:{other.port}\\@127.0.0.1:{server.port}/file"
+    with pytest.raises(UsageError, match="backslash"):
+        client.get(Remote(forked, SECRET), 100)
+    server.put(b"", path="/start", always=redirect(forked))
+    with pytest.raises(NetworkError, match="no web address"):
+        client.get(Remote(server.url("/start"), SECRET), 100)
+    assert other.requests == []
