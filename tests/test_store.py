@@ -7,6 +7,7 @@ import sys
 import textwrap
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -191,6 +192,27 @@ def test_unreadable_metadata_are_a_problem_of_that_model(store: Store, garbage: 
     assert found is not None
     assert found.problem
     assert store.remove(found) == 0
+
+
+def test_damage_is_remembered_until_the_version_is_put_together_again(store: Store) -> None:
+    model = add(store, "o/a:1", {"model.gguf": DEMO.read_bytes(), "LICENSE": b"MIT"})
+    store.mark(model, ["model.gguf", "no file of it"])
+    marked = store.find(model.reference)
+    assert marked == replace(model, damaged=("model.gguf",), problem="damaged or missing: model.gguf")
+    assert store.models() == [marked]
+    assert store.commit(marked) == model
+    assert [path.name for path in store.incoming.iterdir()] == []
+
+
+@pytest.mark.parametrize("damaged", ["5", "[5]", "'model.gguf'", "[['model.gguf']]", "['../x', 'other']"])
+def test_nonsense_about_damage_leads_nowhere(store: Store, damaged: str) -> None:
+    model = add(store, "o/a:1")
+    metadata = model.folder / METADATA_NAME
+    metadata.write_text(f"damaged = {damaged}\n" + metadata.read_text())
+    found = store.find(model.reference)
+    assert found is not None
+    assert set(found.damaged) <= {"model.gguf"}
+    assert [listed.reference for listed in store.models()] == [model.reference]
 
 
 def test_a_damaged_index_costs_time_and_nothing_else(store: Store) -> None:

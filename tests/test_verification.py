@@ -186,6 +186,38 @@ def test_one_download_mends_every_version_that_shares_the_content(
     assert (other.folder / "renamed-Q8_0.gguf").stat().st_nlink == 3
 
 
+def test_fetched_anew_a_content_is_still_shared(library: Library, hub: Hub, found: Model) -> None:
+    hub.add(OTHER, {"renamed-Q8_0.gguf": PARTS[SECOND]})
+    other = library.download(OTHER)
+    library.download(NAME, force=True)
+    assert (found.folder / SECOND).samefile(other.folder / "renamed-Q8_0.gguf")
+    assert library.store.find(other.reference) == other
+
+
+def test_a_version_that_is_being_removed_is_not_brought_back(
+    library: Library, hub: Hub, found: Model
+) -> None:
+    hub.add(OTHER, {"renamed-Q8_0.gguf": PARTS[SECOND]})
+    other = library.download(OTHER)
+    flip(found.folder / SECOND, 50)
+    verify(library)
+    with library.store.exclusive(other.folder):
+        library.download(NAME)
+    left = library.store.find(other.reference)
+    assert left is not None
+    assert left.damaged == ("renamed-Q8_0.gguf",)
+    assert transferred(hub) == [SECOND]
+    hub.forget()
+    library.download(OTHER)  # which is mended when it is asked for
+    assert (transferred(hub), verify(library).findings) == ([], [])
+
+
+def test_a_plan_says_what_a_mending_would_fetch(library: Library, hub: Hub, found: Model) -> None:
+    flip(found.folder / SECOND, 50)
+    verify(library)
+    assert [file.name for file in library.plan(NAME).missing] == [SECOND]
+
+
 def test_a_content_whose_name_is_lost_is_had_back_from_the_version(
     library: Library, hub: Hub, found: Model
 ) -> None:
