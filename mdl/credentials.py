@@ -11,6 +11,7 @@ import os
 import re
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -100,21 +101,34 @@ def remove(host: str) -> bool:
 
 @contextlib.contextmanager
 def _own_file() -> Iterator[tuple[dict[str, Any], Path]]:
-    """The content of mdl's own file, which takes its place in one step when it was changed."""
+    """The content of mdl's own file, which takes its place in one step when it was changed. One that is
+    damaged stays: what is in it may still be of use to a person."""
     file = auth_paths()[0]
+    troubles: list[str] = []
+    content = dict(_read(file, troubles))
+    if troubles:
+        raise DiskError(troubles[0], hint="mend it, or move it away")
+    content["auths"] = dict(_table(content, "auths"))
+    before = json.dumps(content)
+    yield content, file
+    if json.dumps(content) != before:
+        _replace(file, json.dumps(content, indent=2))
+
+
+def _replace(file: Path, text: str) -> None:
+    """Put a text into a file that only its owner may read, in one step. Raises DiskError."""
     try:
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        content = dict(_read(file, []))
-        content["auths"] = dict(_table(content, "auths"))
-        before = json.dumps(content)
-        yield content, file
-        if json.dumps(content) != before:
-            handle, beside = tempfile.mkstemp(dir=file.parent, prefix="auth.")  # 0600
+        handle, beside = tempfile.mkstemp(dir=file.parent, prefix="auth.")  # 0600
+        try:
             with os.fdopen(handle, "w") as opened:
-                json.dump(content, opened, indent=2)
+                opened.write(text)
                 opened.flush()
                 os.fsync(opened.fileno())
-            Path(beside).replace(file)
+            Path(beside).replace(file.resolve())  # which may be a link to where somebody keeps such files
+        except BaseException:
+            Path(beside).unlink(missing_ok=True)
+            raise
     except OSError as error:
         raise DiskError(f"{file} cannot be written: {error.strerror}", hint="check its permissions") from None
 
@@ -128,7 +142,10 @@ def _read(file: Path, troubles: list[str]) -> Mapping[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         troubles.append(f"{file} cannot be read ({type(error).__name__})")
         return {}
-    return content if isinstance(content, dict) else {}
+    if not isinstance(content, dict):
+        troubles.append(f"{file} holds no credentials")
+        return {}
+    return content
 
 
 def _table(content: Mapping[str, Any], name: str) -> Mapping[str, Any]:
@@ -138,13 +155,14 @@ def _table(content: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 def _from_auths(content: Mapping[str, Any], host: str, path: str, file: Path) -> Credentials | None:
     """Of the entries for a host and for parts of it, that for the longest part that leads to the path."""
-    entries = {_host_of(key): entry for key, entry in _table(content, "auths").items()}
+    entries = {
+        _host_of(key): credentials
+        for key, entry in _table(content, "auths").items()
+        if (credentials := _decoded(entry, file))
+    }
     parts = f"{host}/{path}".rstrip("/").split("/")
-    for length in range(len(parts), 0, -1):
-        found = _decoded(entries.get("/".join(parts[:length])), file)
-        if found:
-            return found
-    return None
+    names = ("/".join(parts[:length]) for length in range(len(parts), 0, -1))
+    return next((entries[name] for name in names if name in entries), None)
 
 
 def _host_of(key: str) -> str:
@@ -198,26 +216,45 @@ def _ask_helper(program: str, host: str, troubles: list[str], patience: float) -
     """
     asked = DOCKER_HUB_KEY if host == DOCKER_HUB else host
     try:
-        with tempfile.TemporaryFile() as answer:
-            done = subprocess.run(
-                [program, "get"], input=asked.encode(), stdout=answer, stderr=subprocess.DEVNULL,
-                timeout=patience, check=False,
-            )  # fmt: skip
-            answer.seek(0)
-            said = answer.read(LARGEST_ANSWER)
+        code, said = _run([program, "get"], asked.encode(), patience)
     except FileNotFoundError:
         troubles.append(f"{program} is not there")
         return {}
-    except subprocess.TimeoutExpired:
+    except TimeoutError:
         troubles.append(f"{program} did not answer within {patience:g} s")
         return {}
     except OSError as error:
         troubles.append(f"{program} cannot be run ({error.strerror})")
         return {}
-    return _helped(program, done.returncode, said, troubles)
+    return _helped(program, code, said, troubles)
+
+
+def _run(command: list[str], asked: bytes, patience: float) -> tuple[int, bytes]:
+    """How a program ended, and the beginning of what it said. Raises TimeoutError, OSError.
+
+    It writes to a file: a pipe would stay open for as long as something that it started holds it.
+    """
+    with tempfile.TemporaryFile() as question, tempfile.TemporaryFile() as answer:
+        question.write(asked)
+        question.seek(0)
+        deadline = time.monotonic() + patience
+        process = subprocess.Popen(command, stdin=question, stdout=answer, stderr=subprocess.DEVNULL)
+        try:
+            while process.poll() is None and os.fstat(answer.fileno()).st_size <= LARGEST_ANSWER:
+                if time.monotonic() > deadline:
+                    raise TimeoutError
+                time.sleep(0.005)
+        finally:
+            process.kill()
+            process.wait()
+        answer.seek(0)
+        return process.returncode, answer.read(LARGEST_ANSWER + 1)
 
 
 def _helped(program: str, code: int, said: bytes, troubles: list[str]) -> Mapping[str, Any]:
+    if len(said) > LARGEST_ANSWER:
+        troubles.append(f"{program} said too much")
+        return {}
     if code != 0:
         if b"not found" not in said:  # the words for a host that it does not know
             troubles.append(f"{program} failed ({code})")

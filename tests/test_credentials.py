@@ -11,6 +11,7 @@ import pytest
 
 from mdl import credentials
 from mdl.credentials import Credentials, Login, find, logins, remove, store
+from mdl.errors import DiskError
 
 
 @pytest.fixture(autouse=True)
@@ -102,7 +103,8 @@ def test_a_program_is_asked_for_its_hosts(places: dict[str, Path], tmp_path: Pat
         ("echo oh no; exit 1", "failed"),
         ("echo nonsense", "cannot be understood"),
         ("echo '[]'", "cannot be understood"),
-        ("head -c 100000000 /dev/zero", "cannot be understood"),
+        ("exec yes", "said too much"),
+        ("head -c 2000000 /dev/zero", "said too much"),
         ('echo \'{"Username": 1, "Secret": []}\'', ""),
     ],
 )
@@ -174,6 +176,38 @@ def test_what_is_stored_is_for_its_owner_alone(places: dict[str, Path]) -> None:
     other = find("ghcr.io")
     assert other is not None
     assert other.user == "docker"
+
+
+def test_a_damaged_file_of_mdl_s_own_is_not_overwritten(places: dict[str, Path]) -> None:
+    places["mdl"].write_text('{"auths": {"quay.io": ')
+    with pytest.raises(DiskError, match="cannot be read"):
+        store("ghcr.io", Credentials("me", "x"))
+    assert places["mdl"].read_text() == '{"auths": {"quay.io": '
+
+
+def test_what_cannot_be_stored_leaves_nothing_of_it(places: dict[str, Path], tmp_path: Path) -> None:
+    places["mdl"].mkdir()  # where a file should be
+    with pytest.raises(DiskError):
+        store("ghcr.io", Credentials("me", "x"))
+    places["mdl"].rmdir()
+    places["mdl"].symlink_to(tmp_path / "kept" / "auth.json")  # to a folder that is not there
+    with pytest.raises(DiskError):
+        store("ghcr.io", Credentials("me", "x"))
+    assert [path.name for path in places["mdl"].parent.iterdir()] == ["auth.json"]
+    (tmp_path / "kept").mkdir()
+    store("ghcr.io", Credentials("me", "x"))
+    assert places["mdl"].is_symlink()
+    assert find("ghcr.io") is not None
+
+
+def test_a_program_that_leaves_something_running_is_not_waited_for(
+    places: dict[str, Path], tmp_path: Path
+) -> None:
+    helper(tmp_path, 'sleep 5 & printf \'{"Username": "me", "Secret": "s"}\'')
+    write(places["docker"], credsStore="safe")
+    began = time.monotonic()
+    assert find("quay.io") is not None
+    assert time.monotonic() - began < 3
 
 
 def test_secrets_are_not_shown() -> None:
