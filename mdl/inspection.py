@@ -4,12 +4,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from mdl import documents, fitting, gguf, machine, safetensors
+from mdl import documents, fitting, gguf, machine, profiles, safetensors
 from mdl.errors import NotFound, UnsupportedModel
 from mdl.header import Tensor
 from mdl.library import Library
 from mdl.machine import Machine
 from mdl.model import Model
+from mdl.profiles import Profile
 from mdl.weights import Weights
 
 if TYPE_CHECKING:
@@ -23,15 +24,17 @@ LONGEST_TEXT = 1 << 20  # bytes that are read of a licence
 def describe(library: Library, model: Model, weights: Weights, context: int | None = None) -> dict[str, Any]:
     """Everything but the header's raw keys and tensors; the memory that it takes for a context of so many
     tokens. Raises UsageError for more of them than the model learned."""
-    here = fitting.bounded(machine.look(), library.settings.memory)
-    fit = _fit(weights, here, context)
+    here = machine.look()
+    fit = _fit(weights, here, context, library.settings.memory)
+    profile = profiles.of(model)
     return {
         **documents.model(model),
         "header": documents.facts(weights.facts),
         "memory": documents.memory(fit) if fit else None,
-        "machine": documents.machine(here) if fit else None,
+        "machine": documents.machine(here, library.settings.memory) if fit else None,
         "source": model.source or None,
-        "template": weights.facts.chat_template,
+        "template": _template(profile, weights),
+        "profile": profiles.as_document(profile),
         "license": license_text(model) or weights.facts.license,
         "versions": [
             {"version": version.version, "size": version.size, "modified": version.modified.isoformat()}
@@ -40,14 +43,14 @@ def describe(library: Library, model: Model, weights: Weights, context: int | No
     }
 
 
-def _fit(weights: Weights, here: Machine, context: int | None) -> "Fit | None":
+def _fit(weights: Weights, here: Machine, context: int | None, most: int) -> "Fit | None":
     """How a model lies in this machine's memory; None for what llama.cpp does not load."""
     if weights.format != "gguf" or weights.kind != "model":
         return None
     first, *others = [gguf.read(path) for path in weights.files]
     header = replace(first, tensors=first.tensors + tuple(t for part in others for t in part.tensors))
     try:
-        return fitting.fit_one(header, here, context)
+        return fitting.fit_one(header, here, context, most)
     except UnsupportedModel:  # a header that says too little
         return None
 
@@ -57,12 +60,17 @@ def part(model: Model, weights: Weights, name: str) -> Any:
     if name == "files":
         return documents.model(model)["files"]
     if name == "template":
-        return weights.facts.chat_template
+        return _template(profiles.of(model), weights)
     if name == "license":
         return license_text(model) or weights.facts.license
     if name == "metadata":
         return metadata(weights)
     return [_tensor(tensor) for tensor in tensors(weights)]
+
+
+def _template(profile: Profile, weights: Weights) -> str | None:
+    """The template that prompts are written with."""
+    return profile.template if profile.template is not None else weights.facts.chat_template
 
 
 def metadata(weights: Weights) -> dict[str, Any]:
@@ -94,7 +102,7 @@ def remote_part(found: "Survey", name: str) -> Any:
     if name == "files":
         return documents.files(list(dict.fromkeys(f for offer in found.card.offers for f in offer.files)))
     if name == "license":
-        return found.card.about.license
+        return found.license
     header = _header(found)
     if name == "template":
         return gguf.facts(header).chat_template

@@ -19,6 +19,7 @@ from mdl.chat.terminal import Terminal
 from mdl.engine import Engine
 from mdl.engine.request import EngineFiles, EngineSettings, Message, Sampling
 from mdl.errors import DiskError, EngineError, MdlError, NotFound, UnsupportedModel, UsageError
+from mdl.profiles import Profile
 
 MODELS = Path(mdl.__file__).parent / "models"
 PARIS = "The capital of France is Paris."
@@ -57,7 +58,10 @@ def engine():
 @pytest.fixture
 def talk(engine):
     return Talk(
-        engine, Session("demo", sampling=Sampling(temperature=0)), open_model, lambda: ["demo", "qwen"]
+        engine,
+        Session("demo", sampling=Sampling(temperature=0)),
+        lambda name: (open_model(name), Profile()),
+        lambda: ["demo", "qwen"],
     )
 
 

@@ -24,6 +24,7 @@ from mdl.engine.request import EngineFiles, EngineSettings
 from mdl.errors import Busy
 from mdl.library import Library
 from mdl.model import Model
+from mdl.profiles import Profile
 from mdl.server.pool import Pool
 
 PARIS = "The capital of France is Paris."
@@ -170,9 +171,9 @@ def test_a_client_that_leaves_takes_no_load_with_it_however_soon_engines_are_let
     assert model is not None
 
     @contextmanager
-    def slow_disk(_: Model) -> Iterator[EngineFiles]:
+    def slow_disk(_: Model) -> Iterator[tuple[EngineFiles, Profile]]:
         time.sleep(0.5)
-        yield EngineFiles(DEMO)
+        yield EngineFiles(DEMO), Profile()
 
     async def come_and_go() -> list[int]:
         pool = Pool(slow_disk, EngineSettings(), idle=0.05)
@@ -182,9 +183,9 @@ def test_a_client_that_leaves_takes_no_load_with_it_however_soon_engines_are_let
                 async with asyncio.timeout(0.1), pool.borrow(model):
                     pass
             await asyncio.sleep(0.7)
-            async with pool.borrow(model) as engine:
+            async with pool.borrow(model) as lent:
                 workers.append(len(children(os.getpid())))
-                assert engine.pid
+                assert lent.engine.pid
             await asyncio.sleep(1)
             workers.append(len(children(os.getpid())))
         finally:

@@ -92,7 +92,7 @@ def _bye(talk: Talk, argument: str) -> Result:  # noqa: ARG001
 
 def _clear(talk: Talk, argument: str) -> Result:  # noqa: ARG001
     kept = talk.session.name
-    talk.session = replace(talk.session, messages=(), name="")
+    talk.session = replace(talk.session, messages=talk.profile.messages, name="")
     talk.attachments, talk.unanswered = (), ""
     return Result(f"a new conversation; {kept} stays as it was saved" if kept else "a new conversation")
 
@@ -111,7 +111,9 @@ def _set(talk: Talk, text: str) -> Result:
         return Result(rows=_settings(talk))
     if not value.strip():
         raise UsageError(f"/set {name:.40} has no value", hint="/set NAME VALUE; /set alone lists them")
-    talk.session = replace(talk.session, sampling=setting.changed(talk.session.sampling, name, value))
+    defaults = session.fresh(talk.profile).sampling
+    changed = setting.changed(talk.session.sampling, name, value, defaults)
+    talk.session = replace(talk.session, sampling=changed)
     name = name.lower().replace("-", "_")
     return Result(f"{name} is {setting.shown(talk.session.sampling, name)}")
 

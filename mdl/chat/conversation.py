@@ -12,6 +12,7 @@ from mdl.chat.terminal import Terminal
 from mdl.config import data_path
 from mdl.engine import Engine
 from mdl.errors import MdlError
+from mdl.profiles import Profile
 
 Read = Callable[[], str]
 
@@ -19,19 +20,20 @@ Read = Callable[[], str]
 def converse(
     engine: Engine,
     options: Options,
-    open_model: Callable[[str], Engine],
+    open_model: Callable[[str], tuple[Engine, Profile]],
     model_names: Callable[[], Iterable[str]] = tuple,
 ) -> int:
     """Talks until the person leaves. The exit code.
 
     `engine` has been told what to load, and may still be at it. `open_model` gives the same for another
-    reference. Raises UsageError for options that cannot be, what the session's file raises, and what loading
-    the first model raises; later failures are told, and the conversation goes on. OSError when stdout takes
-    no more.
+    reference, with the profile of that model. Raises UsageError for options that cannot be, what the
+    session's file raises, and what loading the first model raises; later failures are told, and the
+    conversation goes on. OSError when stdout takes no more.
     """
     terminal = Terminal(sys.stdout, sys.stderr, options.color)
-    talk = Talk(engine, begin(options), open_model, model_names, options.stats)
-    if talk.session.messages:
+    session = begin(options)
+    talk = Talk(engine, session, open_model, model_names, options.stats, profile=options.profile)
+    if talk.session.messages and talk.session.name:
         terminal.note(f"{talk.session.name}: {len(talk.session.messages)} messages so far")
     try:
         read = _reader(talk, terminal)

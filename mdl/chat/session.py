@@ -12,6 +12,7 @@ from mdl.chat import Options
 from mdl.config import data_path
 from mdl.engine.request import Chat, Message, Sampling
 from mdl.errors import DiskError, IntegrityError, MdlError, NotFound, UsageError
+from mdl.profiles import Profile
 
 SCHEMA = 1
 LARGEST = 64_000_000  # bytes of a session file that is read
@@ -40,6 +41,18 @@ class Session:
     def plus(self, *messages: Message) -> "Session":
         return replace(self, messages=(*self.messages, *messages))
 
+    def moved(self, model: str, old: Profile, new: Profile) -> "Session":
+        """The conversation with another model: what is as the old one has it becomes what the new one has."""
+        before, after = fresh(old), fresh(new)
+        was, will = asdict(before.sampling), asdict(after.sampling)
+        same = {name: will[name] for name, value in asdict(self.sampling).items() if value == was[name]}
+        return replace(
+            self,
+            model=model,
+            system=after.system if self.system == before.system else self.system,
+            sampling=replace(self.sampling, **same),
+        )
+
     def undone(self) -> "tuple[Session, str]":
         """The conversation before its last question, and that question. Raises UsageError without one."""
         for place in reversed(range(len(self.messages))):
@@ -49,11 +62,12 @@ class Session:
 
 
 def begin(options: Options) -> Session:
-    """The conversation to go on with: the kept one if there is one, with what the options ask for.
+    """The conversation to go on with: the kept one if there is one, else one as the model's profile has it;
+    with what the options ask for.
 
     Raises UsageError for values out of range and for names that cannot be, and what `load` raises.
     """
-    session = Session()
+    session = fresh(options.profile)
     if options.session is not None:
         session = replace(session, name=checked(options.session))
         with suppress(NotFound):
@@ -64,6 +78,13 @@ def begin(options: Options) -> Session:
         system=session.system if options.system is None else options.system,
         sampling=replace(session.sampling, **options.sampling),
         thinking=session.thinking if options.thinking is None else options.thinking,
+    )
+
+
+def fresh(profile: Profile) -> Session:
+    """A conversation in which nothing was asked for yet."""
+    return Session(
+        system=profile.system or "", messages=profile.messages, sampling=Sampling(**profile.sampling)
     )
 
 

@@ -9,12 +9,12 @@ from mdl.engine.request import Sampling
 from mdl.errors import UsageError
 
 NAMES = tuple(field.name for field in fields(Sampling))
-_DEFAULTS = Sampling()
-_WHOLE = ("top_k", "seed", "max_tokens")
+_MDL = Sampling()
+_WHOLE = ("top_k", "repeat_last_n", "seed", "max_tokens")
 
 
-def changed(sampling: Sampling, name: str, text: str) -> Sampling:
-    """The settings with one set to what `text` says; `default` is as it was at first.
+def changed(sampling: Sampling, name: str, text: str, defaults: Sampling = _MDL) -> Sampling:
+    """The settings with one set to what `text` says; `default` is as it was at first, in `defaults`.
 
     `stop` takes one text, or a JSON list of them. Raises UsageError for unknown names and values out of
     range.
@@ -24,7 +24,9 @@ def changed(sampling: Sampling, name: str, text: str) -> Sampling:
         raise UsageError(
             f"{name} is no setting", hint=nearest(name, NAMES) or f"there are: {', '.join(NAMES)}"
         )
-    return replace(sampling, **{name: _value(name, text.strip())})
+    text = text.strip()
+    value = getattr(defaults, name) if text.lower() == "default" else _value(name, text)
+    return replace(sampling, **{name: value})
 
 
 def shown(sampling: Sampling, name: str) -> str:
@@ -35,11 +37,9 @@ def shown(sampling: Sampling, name: str) -> str:
 
 
 def _value(name: str, text: str) -> Any:
-    if text.lower() == "default":
-        return getattr(_DEFAULTS, name)
     if name == "stop":
         return _stops(text)
-    if text.lower() in ("none", "off") and getattr(_DEFAULTS, name) is None:
+    if text.lower() in ("none", "off") and getattr(_MDL, name) is None:
         return None
     try:
         return int(text) if name in _WHOLE else float(text)

@@ -4,7 +4,7 @@ A question is part of it once it is answered, be it in part. One that failed is 
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 
 from mdl.chat import attachment
 from mdl.chat.answer import Reply, answer, is_full, wait
@@ -13,22 +13,24 @@ from mdl.chat.terminal import Terminal
 from mdl.engine import Engine
 from mdl.engine.request import Loaded, Message
 from mdl.errors import Busy, MdlError, UsageError
+from mdl.profiles import Profile
 
 
 @dataclass(slots=True)
 class Talk:
-    """`open_model` gives an engine that loads what a reference names, and need not wait for it. `model_names`
-    are suggestions."""
+    """`open_model` gives an engine that loads what a reference names, and need not wait for it, and how that
+    model wants to be used, as `profile` tells of the first. `model_names` are suggestions."""
 
     engine: Engine
     session: Session
-    open_model: Callable[[str], Engine]
+    open_model: Callable[[str], tuple[Engine, Profile]]
     model_names: Callable[[], Iterable[str]] = tuple
     stats: bool = False
     attachments: tuple[tuple[str, str], ...] = ()
     unanswered: str = ""
     loaded: Loaded | None = None
     over: bool = False
+    profile: Profile = field(default_factory=Profile)
 
     def ask(self, text: str, terminal: Terminal) -> Reply:
         """Draws the answer and remembers it. Raises what the engine does; the conversation is then as before.
@@ -82,16 +84,17 @@ class Talk:
 
         The old one makes room before the new one is in memory: two may be too much.
         """
-        engine = self.open_model(model)
+        engine, profile = self.open_model(model)
         self.engine.close()
         try:
             self.loaded = engine.ready()
         except BaseException:
             engine.close()
-            self.engine = self.open_model(self.session.model)
+            self.engine, _ = self.open_model(self.session.model)
             raise
         self.engine = engine
-        self.session = replace(self.session, model=model)
+        self.session = self.session.moved(model, self.profile, profile)
+        self.profile = profile
 
     def used(self) -> tuple[int, int]:
         """Tokens of the conversation so far, and how many there may be."""

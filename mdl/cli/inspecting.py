@@ -177,15 +177,16 @@ def _show_model(described: dict[str, Any]) -> None:
         ("experts", header["experts"]),
         ("base model", header["base_model"]),
         *_memory(described),
-        ("template", "yes" if described["template"] else "no"),
+        ("template", _template_line(described)),
         ("license", license_line),
         ("source", described["source"]),
-        ("revision", (described["revision"]["commit"] or "")[:12]),
+        ("revision", (described["revision"]["commit"] or "").removeprefix("sha256:")[:12]),
         ("folder", described["folder"]),
     )
     for label, value in facts:
         if value not in (None, "", "-"):
             ui.out(f"{label:<13} {ui.inert(str(value), one_line=True)}")
+    _show_profile(described["profile"])
     ui.out("")
     _show_files(described["files"])
     if len(described["versions"]) > 1:
@@ -195,3 +196,25 @@ def _show_model(described: dict[str, Any]) -> None:
             [(v["version"], ui.size(v["size"])) for v in described["versions"]],
             right=(1,),
         )
+
+
+def _template_line(described: dict[str, Any]) -> str:
+    source = described["profile"]["template_source"]
+    found = "yes" if described["template"] else "no"
+    return f"{found} ({source})" if source else found
+
+
+def _show_profile(profile: dict[str, Any]) -> None:
+    """What is set for a model beside its weights, in the words of mdl; a long text is cut."""
+    rows = [("system", profile["system"] or "")]
+    rows += [("parameter", f"{name} {value}") for name, value in profile["parameters"].items()]
+    rows += [("setting", f"{name} {value}") for name, value in profile["settings"].items()]
+    rows += [("stop", repr(text)) for text in profile["stop"]]
+    rows += [("message", f"{message['role']}: {message['content']}") for message in profile["messages"]]
+    rows += [("adapter", name) for name in profile["adapters"]]
+    rows += [("no effect", ", ".join(profile["ignored"]))]
+    rows += [("note", note) for note in profile["notes"]]
+    for label, text in rows:
+        if text:
+            shown = ui.inert(text, one_line=True)
+            ui.out(f"{label:<13} {shown[:200]}{'…' if len(shown) > 200 else ''}")

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from mdl.engine.request import EngineFiles, EngineSettings
     from mdl.library import Library, Watch
     from mdl.model import Model
+    from mdl.profiles import Profile
     from mdl.weights import Weights
 
 AUTO = "auto"
@@ -87,21 +88,23 @@ def chat(
     with ExitStack() as leases, Engine() as engine:  # starts now, while the rest is still being decided
         asked = _with_piped(prompt)
         library = options.open_library(pull=pull, offline=offline)
-        engine.load(_files(library, name, adapter or [], leases), settings)
+        files, profile = _files(library, name, adapter or [], leases)
+        engine.load(files, profile.engine_settings(settings))
         from mdl import complete, config
         from mdl.chat import Options
 
-        chosen = Options(name, system, given, think, stats, session, config.wants_color())
+        chosen = Options(name, system, given, think, stats, session, config.wants_color(), profile)
         if asked is not None:
             from mdl.chat.answer import answer_once
 
             return answer_once(engine, asked, chosen)
         from mdl.chat.conversation import converse
 
-        def open_model(text: str) -> Engine:
+        def open_model(text: str) -> "tuple[Engine, Profile]":
+            files, profile = _files(library, text, adapter or [], leases)
             other = Engine()
-            other.load(_files(library, text, adapter or [], leases), settings)
-            return other
+            other.load(files, profile.engine_settings(settings))
+            return other, profile
 
         return converse(engine, chosen, open_model, lambda: sorted(complete.models("")))
 
@@ -128,15 +131,22 @@ def _with_piped(prompt: str) -> str | None:
     return text
 
 
-def _files(library: "Library", name: str, adapters: list[str], leases: ExitStack) -> "EngineFiles":
-    """What an engine loads for a model and its adapters, held so that nobody removes it meanwhile."""
+def _files(
+    library: "Library", name: str, adapters: list[str], leases: ExitStack
+) -> "tuple[EngineFiles, Profile]":
+    """What an engine loads for a model and its adapters, held so that nobody removes it meanwhile; and the
+    model's profile."""
+    from mdl import profiles
     from mdl.engine.request import EngineFiles
     from mdl.progress import watch
 
     with watch(ask=True) as watched:
-        weights = _held(library, library.get(name, watched), leases)
+        model = library.get(name, watched)
+        weights = _held(library, model, leases)
+        profile = profiles.of(model)
         found = [_adapter(library, text, watched, leases) for text in adapters]
-    return EngineFiles(weights.first, weights.projector, tuple(found))
+    own = [(path, 1.0) for path in profile.adapters]
+    return EngineFiles(weights.first, weights.projector, (*own, *found), profile.template), profile
 
 
 def _held(library: "Library", model: "Model", leases: ExitStack, kind: str = "model") -> "Weights":

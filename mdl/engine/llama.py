@@ -320,7 +320,8 @@ class Runner:
         """In llama.cpp's own order: penalties, then what is cut off, then temperature and choice."""
         vocabulary = len(self._pieces)
         if sampling.repeat_penalty != 1:
-            yield C.llama_sampler_init_penalties(vocabulary, 64, sampling.repeat_penalty, 0.0, 0.0)
+            last = min(sampling.repeat_last_n, self.context) if sampling.repeat_last_n >= 0 else self.context
+            yield C.llama_sampler_init_penalties(vocabulary, last, sampling.repeat_penalty, 0.0, 0.0)
         if sampling.frequency_penalty or sampling.presence_penalty:
             frequency, presence = sampling.frequency_penalty, sampling.presence_penalty
             yield C.llama_sampler_init_penalties(vocabulary, self.context, 1.0, frequency, presence)
@@ -329,6 +330,8 @@ class Runner:
             return
         if sampling.top_k:
             yield C.llama_sampler_init_top_k(sampling.top_k)
+        if sampling.typical_p < 1:
+            yield C.llama_sampler_init_typical(sampling.typical_p, 1)
         if sampling.top_p < 1:
             yield C.llama_sampler_init_top_p(sampling.top_p, 1)
         if sampling.min_p > 0:

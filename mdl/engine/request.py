@@ -36,9 +36,9 @@ class Message:
 class Sampling:
     """How the next token is chosen. `temperature` 0 takes the likeliest; `seed` None draws a new one.
 
-    `top_k` 0, `top_p` 1, `min_p` 0, `repeat_penalty` 1 and the other penalties 0 are off. `repeat_penalty`
-    looks at the last 64 tokens of the answer, the other two at all of it. `max_tokens` None: until the
-    context is full.
+    `top_k` 0, `top_p`, `typical_p` and `repeat_penalty` 1, `min_p` and the other penalties 0 are off.
+    `repeat_penalty` looks at the last `repeat_last_n` tokens of the answer (-1: all), the other two at all of
+    it. `max_tokens` None: until the context is full.
     `stop` strings are looked for in the answer (not in the reasoning), and are not part of it.
 
     Raises UsageError for values that llama.cpp would end the process for, or that mean nothing.
@@ -48,7 +48,9 @@ class Sampling:
     top_k: int = 40
     top_p: float = 0.95
     min_p: float = 0.05
+    typical_p: float = 1.0
     repeat_penalty: float = 1.0
+    repeat_last_n: int = 64
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
     seed: int | None = None
@@ -67,7 +69,9 @@ _RANGES = (
     ("top_k", 0, 2**31 - 1),
     ("top_p", 0.0, 1.0),
     ("min_p", 0.0, 1.0),
+    ("typical_p", 0.0, 1.0),
     ("repeat_penalty", 0.01, 100.0),
+    ("repeat_last_n", -1, 2**31 - 1),
     ("frequency_penalty", -100.0, 100.0),
     ("presence_penalty", -100.0, 100.0),
     ("seed", -(2**63), 2**64 - 1),

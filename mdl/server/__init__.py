@@ -106,8 +106,9 @@ class ChatCompletions:
             name = service.names.default(asked.model)
             async with while_connected(receive):
                 model = await service.names.find(name)
-                async with service.pool.borrow(model) as engine:
-                    with asking(engine, asked.chat) as pieces:
+                async with service.pool.borrow(model) as lent:
+                    chat = lent.profile.chat(asked.chat, asked.given)
+                    with asking(lent.engine, chat) as pieces:
                         if asked.stream:
                             chunks = openai.Chunks(name, asked.include_usage)
                             await send_stream(send, pieces, chunks)

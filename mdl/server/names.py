@@ -5,11 +5,12 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from time import monotonic
 
+from mdl import profiles
 from mdl.engine.request import EngineFiles
 from mdl.errors import Busy, MdlError, NotFound, UnsupportedModel, UsageError
 from mdl.library import Library
 from mdl.model import Model
-from mdl.profiles import catalog, catalog_path
+from mdl.profiles import Profile, catalog, catalog_path
 from mdl.reference import show
 from mdl.server.failure import Refused
 
@@ -90,8 +91,8 @@ class Names:
 
 
 @contextmanager
-def files(library: Library, model: Model) -> Iterator[EngineFiles]:
-    """What to load of a model, which nobody removes meanwhile.
+def files(library: Library, model: Model) -> Iterator[tuple[EngineFiles, Profile]]:
+    """What to load of a model, which nobody removes meanwhile, and how the model wants to be used.
 
     Raises UnsupportedModel for what cannot run here, Busy for what is being removed.
     """
@@ -104,7 +105,9 @@ def files(library: Library, model: Model) -> Iterator[EngineFiles]:
         if weights.kind != "model" or weights.format != "gguf":
             what = f"{weights.format} {weights.kind}"
             raise UnsupportedModel(f"{model.reference} is a {what}, which cannot answer", "name a GGUF model")
-        yield EngineFiles(weights.first, weights.projector)
+        profile = profiles.of(model)
+        adapters = tuple((path, 1.0) for path in profile.adapters)
+        yield EngineFiles(weights.first, weights.projector, adapters, profile.template), profile
 
 
 def _present(library: Library, name: str) -> Model:

@@ -46,10 +46,12 @@ HARMLESS: dict[str, tuple[type, tuple[Any, ...] | None, str]] = {
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What a request for a chat completion asks for. `model` None: it did not say."""
+    """What a request for a chat completion asks for. `model` None: it did not say. `given` is what it says of
+    the sampling; the rest is as the model's profile has it."""
 
     model: str | None
     chat: Chat
+    given: Mapping[str, Any]
     stream: bool
     include_usage: bool
 
@@ -63,10 +65,11 @@ def asked(body: Any) -> Asked:
     model = fields.text("model")
     stream = fields.flag("stream") or False
     include_usage = _include_usage(fields, stream)
-    chat = Chat(_messages(fields), _sampling(fields), _tools(fields), _thinking(fields))
+    given = _sampling(fields)
+    chat = Chat(_messages(fields), Sampling(**given), _tools(fields), _thinking(fields))
     _pass_over_harmless(fields)
     fields.done()
-    return Asked(model, chat, stream, include_usage)
+    return Asked(model, chat, given, stream, include_usage)
 
 
 def _include_usage(fields: Fields, stream: bool) -> bool:
@@ -81,7 +84,7 @@ def _include_usage(fields: Fields, stream: bool) -> bool:
     return include
 
 
-def _sampling(fields: Fields) -> Sampling:
+def _sampling(fields: Fields) -> dict[str, Any]:
     most = fields.integer("max_tokens", 1, MOST_TOKENS)
     values: dict[str, Any] = {
         "temperature": fields.number("temperature", 0, 2),
@@ -97,14 +100,14 @@ def _sampling(fields: Fields) -> Sampling:
     }
     if most is not None and values["max_tokens"] != most:
         fields.fail("max_tokens", "says something else than max_completion_tokens, its newer name")
-    return Sampling(**{name: value for name, value in values.items() if value is not None})
+    return {name: value for name, value in values.items() if value is not None}
 
 
-def _stops(fields: Fields) -> tuple[str, ...]:
+def _stops(fields: Fields) -> tuple[str, ...] | None:
     stops = fields.take("stop")
     stops = [stops] if isinstance(stops, str) else stops
     if stops is None:
-        return ()
+        return None
     if not isinstance(stops, list) or len(stops) > MOST_STOPS:
         fields.fail("stop", f"has to be a string, or an array of at most {MOST_STOPS}")
     if not all(isinstance(stop, str) and stop for stop in stops):

@@ -15,10 +15,11 @@ from mdl.engine import Engine
 from mdl.engine.request import EngineFiles, EngineSettings
 from mdl.errors import Busy, MdlError
 from mdl.model import Model
+from mdl.profiles import Profile
 from mdl.server.names import Key, key
 
 T = TypeVar("T")
-Hold = Callable[[Model], AbstractContextManager[EngineFiles]]
+Hold = Callable[[Model], AbstractContextManager[tuple[EngineFiles, Profile]]]
 
 FAILURE_SECONDS = 10.0  # for which a load that failed is not tried again
 
@@ -28,6 +29,7 @@ class Entry:
     """An engine that is loading, up, or `leaving`: that takes no more requests, and ends after the last."""
 
     engine: Engine
+    profile: Profile = field(default_factory=Profile)
     held: ExitStack = field(default_factory=ExitStack)
     opening: "asyncio.Task[Engine] | None" = None
     ending: "asyncio.Task[None] | None" = None
@@ -59,8 +61,9 @@ class Pool:
         self._threads = ThreadPoolExecutor(2 * most + 2, "mdl-pool")
 
     @asynccontextmanager
-    async def borrow(self, model: Model) -> AsyncIterator[Engine]:
-        """The model's engine, loaded. All who ask for one that is loading wait for the same load.
+    async def borrow(self, model: Model) -> AsyncIterator[Entry]:
+        """The model's engine, loaded, and its profile. All who ask for one that is loading wait for the same
+        load.
 
         Where there is no room, the least recently used engine goes: at once if it is idle, else after the
         answers that it is giving. Raises what the load failed with.
@@ -69,7 +72,8 @@ class Pool:
         self._begin(entry)
         try:
             assert entry.opening is not None
-            yield await asyncio.shield(entry.opening)  # a client that leaves takes nobody's load with it
+            await asyncio.shield(entry.opening)  # a client that leaves takes nobody's load with it
+            yield entry
         finally:
             self._finish(key(model), entry)
 
@@ -108,8 +112,9 @@ class Pool:
 
     async def _load(self, at: Key, entry: Entry, model: Model) -> Engine:
         try:
-            files = await self._in_thread(lambda: entry.held.enter_context(self._hold(model)))
-            entry.engine.load(files, self._settings)
+            held = await self._in_thread(lambda: entry.held.enter_context(self._hold(model)))
+            files, entry.profile = held
+            entry.engine.load(files, entry.profile.engine_settings(self._settings))
             await self._in_thread(entry.engine.ready)
         except Exception as error:
             if isinstance(error, MdlError):
