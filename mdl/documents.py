@@ -79,7 +79,7 @@ def card(found: "Survey", here: Collection[str]) -> dict[str, Any]:
         "tags": list(card.tags),
         "kind": found.kind,
         "description": about.description or None,
-        "license": about.license,
+        "license": found.license,
         "license_link": about.license_link,
         "gate": about.gate,
         "access": about.access,
@@ -91,7 +91,7 @@ def card(found: "Survey", here: Collection[str]) -> dict[str, Any]:
         "library": about.library,
         "topics": list(about.topics),
         "languages": list(about.languages),
-        "base_models": list(about.base_models),
+        "base_models": list(found.base_models),
         "quantizer": about.quantizer,
         "architecture": found.architecture,
         "parameters": found.parameters,
@@ -100,7 +100,7 @@ def card(found: "Survey", here: Collection[str]) -> dict[str, Any]:
         "header_of": found.sample.version if found.sample else None,
         "header_problem": found.unread or None,
         "bytes_read": found.read,
-        "machine": machine(found.fitting.machine) if found.fitting else None,
+        "machine": machine(found.fitting.machine, found.fitting.most) if found.fitting else None,
         "context": found.fitting.context if found.fitting else None,
         "best": found.fitting.best if found.fitting else None,
         "problem": card.problem or None,
@@ -115,11 +115,12 @@ def card(found: "Survey", here: Collection[str]) -> dict[str, Any]:
     }
 
 
-def machine(machine: "Machine") -> dict[str, Any]:
-    """What models may use here, in bytes."""
+def machine(machine: "Machine", most: int) -> dict[str, Any]:
+    """What this machine has, in bytes, and how much of its own memory models may take by the settings."""
     return {
         "memory_total": machine.memory_total,
         "memory_available": machine.memory_available,
+        "memory_limit": most or None,
         "gpus": [
             {
                 "name": gpu.name,

@@ -15,27 +15,21 @@ NOT_QUANTIZED = ("F16", "BF16", "F32", "F64")
 
 @dataclass(frozen=True, slots=True)
 class Fitting:
-    """How versions, by name, would lie in a machine's memory with a context of so many tokens. `best` is None
-    where none fits."""
+    """How versions, by name, would lie in a machine's memory with a context of so many tokens. Of its own
+    memory they may take `most` bytes, if that is not 0. `best` is None where none fits."""
 
     machine: Machine
+    most: int
     context: int
     fits: Mapping[str, Fit]
     best: str | None
 
 
-def bounded(machine: Machine, most: int) -> Machine:
-    """The machine as if it had no more than `most` bytes free, nor had any of its GPUs; 0 is no bound."""
-    if not most:
-        return machine
-    gpus = tuple(gpu._replace(free=min(gpu.free, most)) for gpu in machine.gpus)
-    return machine._replace(memory_available=min(machine.memory_available, most), gpus=gpus)
-
-
-def fit_one(header: gguf.Header, machine: Machine, context: int | None) -> Fit:
+def fit_one(header: gguf.Header, machine: Machine, context: int | None, most: int = 0) -> Fit:
     """How a model with this header, which has the tensors of all its parts, would lie in memory.
 
-    `context` is in tokens; None is what `mdl chat` takes. Raises UsageError for more than the model learned,
+    `context` is in tokens; None is what `mdl chat` takes. `most` are the bytes of the machine's own memory
+    that a model may take, if they are bounded. Raises UsageError for more tokens than the model learned,
     UnsupportedModel for what is no language model.
     """
     shape = memory.shape(header)
@@ -44,17 +38,29 @@ def fit_one(header: gguf.Header, machine: Machine, context: int | None) -> Fit:
             f"a context of {context:,} tokens is more than the model learned, {shape.trained:,}",
             hint=f"use a context of at most {shape.trained}",
         )
-    return memory.fit(shape, machine, context)
+    found = memory.fit(shape, machine, context)
+    taken = found.need.cpu.total
+    taken += sum(p.total for g, p in zip(machine.usable_gpus, found.need.gpus, strict=False) if g.shared)
+    if not most or taken <= most or not found.fits:
+        return found
+    return found._replace(
+        fits=False, limit=f"needs {size_text(taken)} of memory, where {size_text(most)} may be used"
+    )
 
 
 def fit_all(
-    offers: Sequence[Offer], sample: Offer, header: gguf.Header, machine: Machine, context: int | None
+    offers: Sequence[Offer],
+    sample: Offer,
+    header: gguf.Header,
+    machine: Machine,
+    context: int | None,
+    most: int = 0,
 ) -> Fitting:
     """How each version would. `header` is that of `sample`: the other versions have the same tensors in other
-    sizes, which are reckoned by the sizes of their files. Raises what `fit_one` does."""
+    sizes, which are reckoned by the sizes of their files. The rest is as `fit_one` has it."""
     known = [offer for offer in offers if not offer.problem and (offer == sample or offer.loaded)]
-    fits = {offer.version: fit_one(_scaled(header, sample, offer), machine, context) for offer in known}
-    return Fitting(machine, fits[sample.version].context, fits, best(known, fits))
+    fits = {offer.version: fit_one(_scaled(header, sample, offer), machine, context, most) for offer in known}
+    return Fitting(machine, most, fits[sample.version].context, fits, best(known, fits))
 
 
 def best(offers: Sequence[Offer], fits: Mapping[str, Fit]) -> str | None:
@@ -66,13 +72,6 @@ def best(offers: Sequence[Offer], fits: Mapping[str, Fit]) -> str | None:
 
     found = [offer for offer in offers if fits[offer.version].fits]
     return max(found, key=rank).version if found else None
-
-
-def explain(found: Fitting, version: str) -> str:
-    """What a version takes of what there is."""
-    needed, free = found.fits[version].need.total, found.machine.memory_available
-    gpus = "".join(f" and {size_text(gpu.free)} on {gpu.name}" for gpu in found.machine.usable_gpus)
-    return f"{size_text(needed)} at {found.context:,} tokens, where {size_text(free)}{gpus} are free"
 
 
 def _scaled(header: gguf.Header, sample: Offer, offer: Offer) -> gguf.Header:

@@ -10,7 +10,7 @@ from functools import partial
 from mdl import gguf
 from mdl.errors import NetworkError, UnsupportedModel
 from mdl.header import FIRST_READ, NeedMore
-from mdl.remote import Answer, Client, Limits, Remote, shown
+from mdl.remote import SYSTEM, Answer, Client, Limits, Remote, Trust, shown
 
 MOST_READ = 32 << 20  # bytes for all headers of a model together
 _CHUNK = 1 << 16
@@ -21,10 +21,10 @@ _LIMITS = Limits(retries=3, backoff=0.5, longest_wait=30)  # somebody waits
 class Ranges:
     """Beginnings of files. `read` counts the bytes that were taken for them. For several threads."""
 
-    def __init__(self) -> None:
+    def __init__(self, trust: Trust = SYSTEM) -> None:
         self.read = 0
         self._counting = threading.Lock()
-        self._client = Client(_LIMITS)
+        self._client = Client(_LIMITS, trust=trust)
 
     def header(self, remote: Remote, size: int | None, first: int = FIRST_READ) -> gguf.Header:
         """The header of a file of `size` bytes.

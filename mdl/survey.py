@@ -13,10 +13,12 @@ from mdl.errors import MdlError, UnsupportedModel, UsageError
 from mdl.fitting import Fitting
 from mdl.header import FIRST_READ, Facts
 from mdl.library import Library
+from mdl.memory import Fit
 from mdl.model import File
+from mdl.partial import size_text
 from mdl.ranges import PART, Ranges
 from mdl.reference import ONE_VERSION, Reference, show
-from mdl.remote import Remote
+from mdl.remote import Remote, Trust
 from mdl.transports import Transport
 
 _AT_ONCE = 8  # parts of a split model whose headers are asked for
@@ -52,6 +54,15 @@ class Survey:
         return (self.facts and self.facts.architecture) or self.card.about.architecture
 
     @property
+    def license(self) -> str | None:
+        return self.card.about.license or (self.facts.license if self.facts else None)
+
+    @property
+    def base_models(self) -> tuple[str, ...]:
+        base = self.facts and self.facts.base_model
+        return self.card.about.base_models or ((base,) if base else ())
+
+    @property
     def parameters(self) -> int | None:
         return (self.facts and self.facts.parameters) or self.card.about.parameters
 
@@ -70,7 +81,7 @@ def survey(library: Library, text: str, context: int | None = None) -> Survey:
     sample = card.choice or next((offer for offer in card.offers if not offer.problem), None)
     if sample is None or sample.format != "gguf" or card.about.access is False:
         return Survey(card)
-    ranges = Ranges()
+    ranges = Ranges(Trust(library.settings.ca, frozenset(library.settings.insecure)))
     try:
         header = _header(ranges, transport, card, sample)
     except MdlError as error:  # the rest is worth showing
@@ -78,9 +89,10 @@ def survey(library: Library, text: str, context: int | None = None) -> Survey:
     found = Survey(card, sample, header, ranges.read)
     if found.kind != "model":
         return found
-    here = fitting.bounded(machine.look(), library.settings.memory)
+    here, most = machine.look(), library.settings.memory
     try:
-        return replace(found, fitting=fitting.fit_all(card.offers, sample, header, here, context))
+        fits = fitting.fit_all(card.offers, sample, header, here, context, most)
+        return replace(found, fitting=fits)
     except UnsupportedModel as error:  # a header that says too little
         return replace(found, unread=error.message)
 
@@ -101,10 +113,15 @@ def fitted(library: Library, text: str, context: int | None = None) -> tuple[str
         )
     if fits.best is None:
         raise _too_large(found, fits)
-    note = f"{fits.best} was chosen, the best that fits: {fitting.explain(fits, fits.best)}"
-    return text if len(card.offers) == 1 else str(
-        card.reference.with_version(fits.best, card.reference.pin)
-    ), note
+    note = f"{fits.best} was chosen, the best that fits: it takes {_explain(fits.fits[fits.best])}"
+    if len(card.offers) == 1:
+        return text, note
+    return str(card.reference.with_version(fits.best, card.reference.pin)), note
+
+
+def _explain(fit: Fit) -> str:
+    gpu = f", {fit.gpu_layers} of {fit.layers} layers on GPUs" if fit.gpu_layers else ""
+    return f"{size_text(fit.need.total)} of memory at {fit.context:,} tokens{gpu}"
 
 
 def _unversioned(library: Library, text: str) -> str:
@@ -128,13 +145,10 @@ def _why_not(found: Survey) -> str:
 
 
 def _too_large(found: Survey, fits: Fitting) -> UnsupportedModel:
-    if not fits.fits:
-        return UnsupportedModel(
-            f"{found.card.reference} has no version whose size is known", "leave out --fit"
-        )
     least = min(fits.fits, key=lambda version: fits.fits[version].need.total)
     return UnsupportedModel(
-        f"no version of {found.card.reference} fits: {least} takes {fitting.explain(fits, least)}",
+        f"no version of {found.card.reference} fits: at {fits.context:,} tokens {least} "
+        f"{fits.fits[least].limit}",
         hint="a smaller model, or a smaller context (--ctx)",
     )
 

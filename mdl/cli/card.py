@@ -72,7 +72,9 @@ def machine_line(machine: Mapping[str, Any]) -> str:
     """What models may use here."""
     usable = [gpu for gpu in machine["gpus"] if gpu["usable"]]
     gpus = [f"{ui.size(gpu['memory_available'])} on {gpu['name']}" for gpu in usable]
-    return " and ".join([f"{ui.size(machine['memory_available'])} of memory free", *gpus])
+    limit = machine["memory_limit"]
+    own = f"{ui.size(machine['memory_available'])} of memory free"
+    return ", ".join([own, *([f"{ui.size(limit)} may be used"] if limit else []), *gpus])
 
 
 def _show_fact(label: str, value: str) -> None:
@@ -92,10 +94,10 @@ def _facts(found: "Survey") -> tuple[tuple[str, str], ...]:
         ("architecture", found.architecture or ""),
         ("parameters", ui.amount(found.parameters) if found.parameters else ""),
         ("context", str(found.context_length or "")),
-        ("base model", ", ".join(about.base_models)),
+        ("base model", ", ".join(found.base_models)),
         (
             "license",
-            " ".join(filter(None, (about.license, about.license_link and f"({about.license_link})"))),
+            " ".join(filter(None, (found.license, about.license_link and f"({about.license_link})"))),
         ),
         ("access", _access(about)),
         ("task", about.task or ""),
@@ -110,7 +112,7 @@ def _facts(found: "Survey") -> tuple[tuple[str, str], ...]:
         ("projector", _projector(found)),
         ("header", _header(found)),
         ("memory", _memory(found)),
-        ("machine", machine_line(documents.machine(found.fitting.machine)) if found.fitting else ""),
+        ("machine", _machine(found)),
         ("problem", card.problem),
     )
 
@@ -148,6 +150,11 @@ def _memory(found: "Survey") -> str:
         return ""
     fit = found.fitting.fits[found.sample.version]
     return f"{found.sample.version} takes {memory_line(documents.memory(fit))}"
+
+
+def _machine(found: "Survey") -> str:
+    fits = found.fitting
+    return machine_line(documents.machine(fits.machine, fits.most)) if fits else ""
 
 
 def _projector(found: "Survey") -> str:

@@ -15,7 +15,7 @@ from mdl.errors import AuthError, MdlError, NetworkError, UnsupportedModel
 from mdl.filename import role, split_of
 from mdl.model import File, Manifest, Revision
 from mdl.reference import ONLY, Reference
-from mdl.remote import Answer, Client, Limits, Remote, shown
+from mdl.remote import Answer, Client, Limits, Remote, Trust, shown
 
 if TYPE_CHECKING:
     from mdl.config import Settings
@@ -37,8 +37,8 @@ class _Seen:
 class Http:
     """Files at http and https addresses; of a split model, all parts."""
 
-    def __init__(self, _: "Settings") -> None:
-        self._client = Client(_LIMITS)
+    def __init__(self, settings: "Settings") -> None:
+        self._client = Client(_LIMITS, trust=Trust(settings.ca, frozenset(settings.insecure)))
 
     def manifest(self, reference: Reference) -> Manifest:
         """The file, or all parts of a split one, with the sizes that the server tells.
