@@ -13,8 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mdl.errors import Busy, IntegrityError
-from mdl.model import METADATA_NAME, File, Manifest, Model
+from mdl.errors import Busy, IntegrityError, MdlError
+from mdl.model import METADATA_NAME, File, Manifest, Model, from_document, refuse_twins
 from mdl.partial import publish, require_space
 from mdl.reference import show
 from mdl.store import Store, copy, disk_errors, link, now, unique, write_metadata
@@ -52,7 +52,7 @@ class Fetcher:
         current = self.store.find(manifest.reference)
         settled = self._settle(manifest)
         present = {file.name for file in settled if self.store.has_sound_blob(file, current)}
-        return Plan(manifest, frozenset(present))
+        return Plan(replace(manifest, files=tuple(settled)), frozenset(present))
 
     def fetch(self, manifest: Manifest, *, force: bool = False) -> Model:
         """The version, in the tree, every byte of it verified. With `force` all of it is fetched anew.
@@ -77,14 +77,22 @@ class Fetcher:
     def fetch_to(self, manifest: Manifest, folder: Path) -> Model:
         """The version as plain files in a folder of the user's, past the cache. What is right there stays."""
         with disk_errors(folder), self._workplace(folder) as work:
-            settled = self._settle(manifest)
+            settled = _expanded(
+                self._settle(manifest), _recorded(folder), lambda file: _is_intact(folder / file.name, file)
+            )
             wanted = [file for file in settled if not _is_intact(folder / file.name, file)]
             missing = [file for file in wanted if not self._copied(file, folder, work)]
             received = self._receive(manifest, missing, lambda key: work / f"{key}.partial")
+            unpacked: dict[str, tuple[File, ...]] = {}
             for key, content in received.items():
-                targets = [folder / file.name for file in missing if _key(manifest, file) == key]
-                publish(work / f"{key}.partial", content.inode, partial(_spread, targets=targets))
-            files = [_with_content(file, received.get(_key(manifest, file))) for file in settled]
+                same = [file for file in missing if _key(manifest, file) == key]
+                settle = partial(_spread, targets=[folder / file.name for file in same])
+                if same[0].is_archive:
+                    settle = partial(self._unpack_to, folder, same[0], unpacked)
+                publish(work / f"{key}.partial", content.inode, settle)
+            files = _unpacked(
+                [_with_content(file, received.get(_key(manifest, file))) for file in settled], unpacked
+            )
             model = _model(manifest, [_digested(file, folder) for file in files], folder)
             (folder / METADATA_NAME).unlink(missing_ok=True)
             write_metadata(folder, model)
@@ -99,6 +107,19 @@ class Fetcher:
             work.mkdir(parents=True, exist_ok=True)
             yield work
             shutil.rmtree(work, ignore_errors=True)
+
+    def _unpack_to(
+        self, folder: Path, archive: File, unpacked: dict[str, tuple[File, ...]], whole: Path
+    ) -> None:
+        """Put what is in an archive into a user's folder."""
+        from mdl.archive import unpack
+
+        into = whole.with_name(f"{unique()}.unpacked")
+        into.mkdir()
+        unpacked[archive.sha256 or ""] = unpack(
+            whole, archive, into, lambda path, file: _appear(path, folder / file.name)
+        )
+        whole.unlink()
 
     def _copied(self, file: File, folder: Path, work: Path) -> bool:
         """Whether a content could be copied from the cache to its place; not if it is damaged there."""
@@ -136,22 +157,31 @@ class Fetcher:
             for key in sorted(names)
         }
 
-    def _settle(self, manifest: Manifest) -> list[File]:
-        """The files, each with its sha256 where that can be told from the versions that are here."""
+    def _settle(self, manifest: Manifest, *, force: bool = False) -> list[File]:
+        """The files, each with its sha256 where that can be told from the versions that are here. In place of
+        an archive stands what was in it, if all of that is here still."""
         known: dict[tuple[str, int | None, str | None], str] = {}
         for version in self.store.versions(manifest.reference):
             unchanged = bool(manifest.revision.commit) and version.revision == manifest.revision
             for file in version.files:
                 if file.sha256 and (file.git_id or unchanged):
                     known[file.name, file.size, file.git_id] = file.sha256
-        return [
+        settled = [
             file if file.sha256 else replace(file, sha256=known.get((file.name, file.size, file.git_id)))
             for file in manifest.files
         ]
+        if force or not any(file.is_archive for file in settled):
+            return settled
+        for version in self.store.versions(manifest.reference):
+            is_sound = partial(self.store.has_sound_blob, model=version)
+            expanded = _expanded(settled, version.files, is_sound)
+            if expanded != settled:
+                return expanded
+        return settled
 
     def _complete(self, manifest: Manifest, trusted: Mapping[str, bool], *, force: bool) -> list[File]:
         """The files with their digests, once the contents of all of them are blobs."""
-        settled = self._settle(manifest)
+        settled = self._settle(manifest, force=force)
         current = self.store.find(manifest.reference)
         missing = [file for file in settled if force or not self._is_here(file, current)]
         anew = {_key(manifest, file) for file in missing if force or self.store.has_blob(file)}
@@ -161,10 +191,36 @@ class Fetcher:
 
         paths = {_key(manifest, file): place(_key(manifest, file)) for file in missing}
         received = self._receive(manifest, missing, paths.__getitem__)
+        archives = {_key(manifest, file): file for file in missing if file.is_archive}
+        unpacked: dict[str, tuple[File, ...]] = {}
         for key, content in received.items():
-            keep = partial(self.store.keep, sha256=content.sha256, anew=key in anew)
+            keep: Callable[[Path], object] = partial(self.store.keep, sha256=content.sha256, anew=key in anew)
+            if archive := archives.get(key):
+                keep = partial(self._unpack, archive, unpacked, current)
             publish(paths[key], content.inode, keep)
-        return [_with_content(file, received.get(_key(manifest, file))) for file in settled]
+        return _unpacked(
+            [_with_content(file, received.get(_key(manifest, file))) for file in settled], unpacked
+        )
+
+    def _unpack(
+        self, archive: File, unpacked: dict[str, tuple[File, ...]], current: Model | None, whole: Path
+    ) -> None:
+        """Make blobs of what is in an archive, which is not kept itself."""
+        from mdl.archive import unpack
+
+        into = self.store.incoming / f"{unique()}.unpacked"
+        with disk_errors(into):
+            into.mkdir()
+
+        def keep(path: Path, file: File) -> None:
+            anew = self.store.has_blob(file) and not self.store.has_sound_blob(file, current)
+            self.store.keep(path, file.sha256 or "", anew=anew)
+
+        try:
+            unpacked[archive.sha256 or ""] = unpack(whole, archive, into, keep)
+        finally:
+            shutil.rmtree(into, ignore_errors=True)
+        whole.unlink()
 
     def _is_here(self, file: File, current: Model | None) -> bool:
         """Whether a content needs no transfer: a blob, or made one of the version's own file."""
@@ -205,6 +261,32 @@ class Fetcher:
             model.partial,
         )
         return same and self.store.is_whole(current)
+
+
+def _expanded(settled: list[File], known: Sequence[File], is_sound: Callable[[File], bool]) -> list[File]:
+    """The files, with what was in an archive in its place where all of that is known and sound."""
+    found: list[File] = []
+    for file in settled:
+        members = [member for member in known if member.archive and member.archive == file.sha256]
+        found += members if members and all(map(is_sound, members)) else [file]
+    return found
+
+
+def _unpacked(files: list[File], unpacked: Mapping[str, tuple[File, ...]]) -> list[File]:
+    """The files, with what was in an archive in its place."""
+    found = [one for file in files for one in unpacked.get(file.sha256 or "", (file,))]
+    refuse_twins(found)
+    return found
+
+
+def _recorded(folder: Path) -> tuple[File, ...]:
+    """What an earlier download has recorded of a user's folder."""
+    import tomllib
+
+    try:
+        return from_document(tomllib.loads((folder / METADATA_NAME).read_text()), folder).files
+    except (OSError, MdlError, UnicodeDecodeError, tomllib.TOMLDecodeError):
+        return ()
 
 
 def _key(manifest: Manifest, file: File) -> str:

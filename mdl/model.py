@@ -1,7 +1,7 @@
 """What is known of a model: frozen records that check themselves. Knows no disk and no network."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
@@ -27,6 +27,12 @@ class File:
     sha256: str | None = None
     git_id: str | None = None  # SHA-1 of git's blob, which is all a hub tells of small files
     role: str = "other"
+    archive: str | None = None  # the sha256 of the archive that it came in
+
+    @property
+    def is_archive(self) -> bool:
+        """Whether the files of the version are those in it; of a container image those of its model."""
+        return self.role in ("archive", "image")
 
     def __post_init__(self) -> None:
         path = PurePosixPath(self.name)
@@ -43,8 +49,20 @@ class File:
             raise IntegrityError(f"{show(self.name)} has an impossible size: {self.size}")
         if self.sha256 is not None and not re.fullmatch(_SHA256, self.sha256):
             raise IntegrityError(f"{show(self.name)} has a malformed sha256: {show(self.sha256)}")
+        if self.archive is not None and not re.fullmatch(_SHA256, self.archive):
+            raise IntegrityError(f"{show(self.name)} came in an archive that cannot be: {show(self.archive)}")
         if self.git_id is not None and not re.fullmatch(_GIT_ID, self.git_id):
             raise IntegrityError(f"{show(self.name)} has a malformed git id: {show(self.git_id)}")
+
+
+def refuse_twins(files: Iterable[File]) -> None:
+    """Raise IntegrityError for two files that are one, on this or on another file system."""
+    seen: dict[str, str] = {}
+    for file in files:
+        other = seen.get(file.name.casefold())
+        if other is not None:
+            raise IntegrityError(f"{show(other)} and {show(file.name)} would be one file on some systems")
+        seen[file.name.casefold()] = file.name
 
 
 class Revision(NamedTuple):

@@ -32,7 +32,7 @@ from mdl.errors import (
     UsageError,
 )
 from mdl.filename import role
-from mdl.model import File, Manifest, Revision
+from mdl.model import File, Manifest, Revision, refuse_twins
 from mdl.readme import MOST_READ, introduction
 from mdl.reference import Reference, show
 from mdl.remote import Client, Limits, Remote, Response, origin_of, shown
@@ -91,7 +91,7 @@ class HuggingFace:
         with self._words(reference):
             tree, choice = self._choose(reference)
         files = [_file(name, tree.files[name]) for name in choice.files]
-        _refuse_collisions(files)
+        refuse_twins(files)
         return Manifest(
             reference.with_version(choice.version, reference.pin),
             tuple(files),
@@ -361,14 +361,6 @@ def _file(name: str, entry: RepoFile) -> File:
     if entry.lfs is not None:
         return File(name, entry.lfs.size, sha256=entry.lfs.sha256, role=role(name))
     return File(name, entry.size, git_id=entry.blob_id, role=role(name))
-
-
-def _refuse_collisions(files: list[File]) -> None:
-    seen: dict[str, str] = {}
-    for file in files:
-        other = seen.setdefault(file.name.casefold(), file.name)
-        if other != file.name:
-            raise IntegrityError(f"{show(other)} and {show(file.name)} would be one file on some systems")
 
 
 def _origin(endpoint: str) -> tuple[str, str, int]:
