@@ -18,7 +18,7 @@ from urllib.parse import quote, urljoin
 from mdl.credentials import Credentials
 from mdl.errors import AuthError, IntegrityError, MdlError, NetworkError, NotFound, UsageError
 from mdl.reference import DOCKER, Reference, show
-from mdl.remote import Client, Limits, Remote, Response, Trust, origin_of, shown
+from mdl.remote import Client, Limits, Remote, Response, Transient, Trust, origin_of, shown
 from mdl.transports.token import Session
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ WIRE = {DOCKER: "registry-1.docker.io"}  # hosts whose API is somewhere else tha
 LARGEST_MANIFEST = 4 << 20  # bytes; what the specification asks registries to take
 LARGEST_CONTENT = 16 << 20  # bytes of a configuration, template or licence
 MOST_TAGS = 10_000
+MOST_PAGES = 100  # of tags; some registries send fewer at a time than they are asked for
 MOST_SHOWN = 12  # names in a hint
 DEEPEST = 32  # levels of a document
 # Somebody waits for an answer of a few kB: fewer retries than a download of hours gets.
@@ -99,6 +100,11 @@ class Registry:
                 f"{self._reference} names an impossible content: {show(digest)}, {size} bytes"
             )
         answer = self._ask(f"blobs/{digest}", max(size, 1))
+        if answer.status == 404:
+            raise NotFound(
+                f"{self._reference} has no content {digest[:19]}…, which its manifest names",
+                hint="it was not pushed in full, or was partly deleted: ask its owner",
+            )
         self._require(answer)
         if len(answer.body) != size or f"sha256:{hashlib.sha256(answer.body).hexdigest()}" != digest:
             raise IntegrityError(
@@ -116,15 +122,16 @@ class Registry:
     def tags(self) -> list[str]:
         """The names of all versions, in the registry's order. Raises as `document` does."""
         found: dict[str, None] = {}
-        url, seen = self._address("tags/list?n=1000"), set[str]()
-        while url and url not in seen and len(found) < MOST_TAGS:
-            seen.add(url)
+        url = self._address("tags/list?n=1000")
+        for _ in range(MOST_PAGES):
             answer = self._get(url, LARGEST_MANIFEST, "application/json")
             self._require(answer)
-            names = parse(answer.body, f"the list of tags of {self._reference}").get("tags") or []
-            found |= dict.fromkeys(name for name in names if isinstance(name, str) and _is_tag(name))
+            before = len(found)
+            found |= dict.fromkeys(_tags(parse(answer.body, f"the list of tags of {self._reference}")))
             url = _next_page(url, answer.headers.get("link", ""))
-        return list(found)
+            if not url or len(found) == before or len(found) >= MOST_TAGS:
+                break
+        return list(found)[:MOST_TAGS]
 
     # Inside
 
@@ -187,7 +194,8 @@ class Registry:
 
 
 def check(host: str, credentials: Credentials, settings: "Settings") -> None:
-    """Raise AuthError unless a registry takes these credentials; NetworkError if it cannot be asked."""
+    """Raise AuthError unless a registry takes these credentials, UsageError if it wants none; NetworkError if
+    it cannot be asked."""
     client = Client(_LIMITS, trust=Trust(settings.ca, frozenset(settings.insecure)))
     session = Session(host, "", settings, client, credentials)
     answer = client.get(Remote(f"{address(host, settings, client)}/v2/", authority=session), LARGEST_MANIFEST)
@@ -195,6 +203,8 @@ def check(host: str, credentials: Credentials, settings: "Settings") -> None:
         raise AuthError(f"{host} does not know this user with this password", hint="check both")
     if answer.status != 200:
         raise NetworkError(f"{host} answers as no registry does ({answer.status})", hint="check the host")
+    if not session.was_asked:
+        raise UsageError(f"{host} asks nobody who they are", hint="there is no need to log in")
 
 
 def address(host: str, settings: "Settings", client: Client) -> str:
@@ -204,14 +214,20 @@ def address(host: str, settings: "Settings", client: Client) -> str:
     if not is_loopback(host) and host not in settings.insecure:
         return f"https://{wire}"
     order = ("http", "https") if is_loopback(host) and not settings.ca else ("https", "http")
-    for scheme in order:
-        try:
-            answer = client.get(Remote(f"{scheme}://{wire}/v2/"), LARGEST_MANIFEST)
-        except NetworkError:
-            continue
-        if answer.status != 400:  # what a TLS server answers in plain text
-            return f"{scheme}://{wire}"
-    return f"{order[0]}://{wire}"
+    return next(
+        (base for scheme in order if _speaks(base := f"{scheme}://{wire}", client)), f"{order[0]}://{wire}"
+    )
+
+
+def _speaks(base: str, client: Client) -> bool:
+    """Whether a server speaks http or https, as the address says."""
+    try:
+        answer = client.get(Remote(f"{base}/v2/"), LARGEST_MANIFEST)
+    except Transient:
+        return False  # nobody is there, or does not understand
+    except NetworkError:
+        return True  # but with a certificate or an answer that is wrong: whoever asks next is told
+    return answer.status != 400  # what a server that speaks TLS answers to plain text
 
 
 def is_loopback(host: str) -> bool:
@@ -252,6 +268,13 @@ def _depth(value: Any) -> int:
         inner = [v.values() if isinstance(v, dict) else v for v in level if isinstance(v, dict | list)]
         level = [item for items in inner for item in items]
     return depth
+
+
+def _tags(content: Mapping[str, Any]) -> list[str]:
+    names = content.get("tags")  # null where there are none
+    return (
+        [name for name in names if isinstance(name, str) and _is_tag(name)] if isinstance(names, list) else []
+    )
 
 
 def _is_tag(name: str) -> bool:

@@ -14,17 +14,19 @@ from urllib.parse import urlencode, urlsplit
 
 from mdl.credentials import Credentials, find
 from mdl.errors import AuthError, NetworkError
+from mdl.reference import show
 from mdl.remote import Client, Remote, Response, origin_of, shown
 
 if TYPE_CHECKING:
     from mdl.config import Settings
 
-# Registries whose tokens come from elsewhere, as their own documentation says.
+# Registries whose tokens come from another host, which is theirs too. ghcr.io, quay.io and most others give
+# their own. https://docs.docker.com/reference/api/registry/auth/, https://docs.gitlab.com/administration/packages/
+# container_registry/ (the `realm` is that of the GitLab itself), https://github.com/NVIDIA/nvcf/pull/557
 REALMS: dict[str, tuple[str, ...]] = {
     "docker.io": ("auth.docker.io",),
     "registry.gitlab.com": ("gitlab.com",),
     "nvcr.io": ("authn.nvidia.com",),
-    "registry.ollama.ai": ("ollama.com",),
 }
 LARGEST_ANSWER = 1 << 20
 SHORTEST_LIFE, LONGEST_LIFE = 60.0, 86400.0  # seconds; a token holds a minute if nothing else is said
@@ -58,6 +60,11 @@ class Session:
         """Whether the registry was told who we are."""
         return self._credentials is not None
 
+    @property
+    def was_asked(self) -> bool:
+        """Whether the registry wanted to know."""
+        return bool(self._header)
+
     def headers(self) -> Mapping[str, str]:
         with self._lock:
             if self._header and time.monotonic() >= self._expires and self._challenge:
@@ -68,7 +75,9 @@ class Session:
         with self._lock:
             if self._header and used.get("Authorization") != self._header:
                 return self._current()  # somebody else has done it meanwhile
-            for scheme, parameters in challenges(challenge):
+            # The way that has led to a token is taken again: nvcr.io sends those with an old token elsewhere
+            # than those without one (https://github.com/NVIDIA/nvidia-container-toolkit/issues/1945).
+            for scheme, parameters in [self._challenge] if self._challenge else challenges(challenge):
                 if scheme in ("bearer", "basic") and self._enter(scheme, parameters):
                     return self._current() if self._header != used.get("Authorization") else None
             return None
@@ -95,7 +104,7 @@ class Session:
         credentials = self._credentials
         if not self._may_be_asked(realm):
             raise NetworkError(
-                f"{self._host} sends on to {realm[:60]!r} for a token, which is no safe address",
+                f"{self._host} sends on to {show(realm)} for a token, which is no safe address",
                 hint="the registry or something before it is at fault",
             )
         if credentials and not self._may_know_us(realm):
@@ -146,13 +155,16 @@ class Session:
         return f"repository:{self._path}:pull" if self._path else ""
 
     def _may_be_asked(self, realm: str) -> bool:
+        """Whether anything at all may be sent there. What runs on this machine is nobody else's to ask."""
         from mdl.transports.registry import is_loopback
 
         try:
             scheme, host, _ = origin_of(realm)
         except ValueError:
             return False
-        return scheme == "https" or is_loopback(host) or urlsplit(realm).netloc in self._settings.insecure
+        if is_loopback(host):
+            return is_loopback(self._host)
+        return scheme == "https" or urlsplit(realm).netloc in self._settings.insecure
 
     def _may_know_us(self, realm: str) -> bool:
         """Whether our credentials may go to a realm: the registry's own host, one that is known to belong to
