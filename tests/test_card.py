@@ -16,6 +16,7 @@ from hub import GOOD, STRANGER, Answer, Hub
 from hypothesis import HealthCheck, given
 from hypothesis import settings as with_settings
 from hypothesis import strategies as st
+from registry import Blob, Registry
 
 from mdl.card import About, Offer
 from mdl.config import Settings
@@ -314,6 +315,43 @@ def test_a_long_readme_is_not_read_to_its_end(hub: Hub, library: Library) -> Non
     assert description.startswith("This is a sentence")
     assert len(description) <= LONGEST + 2
     assert hub.sent["hub"] < 200_000
+
+
+# Other sources
+
+
+def test_a_model_of_the_ollama_registry_is_read_by_ranges(registry: Registry, settings: Settings) -> None:
+    kind = "application/vnd.ollama.image."
+    layers = [
+        Blob(DEMO.read_bytes() + bytes(8 << 20), f"{kind}model"),
+        Blob(b"You are terse.", f"{kind}system"),
+        Blob(b"MIT License", f"{kind}license"),
+    ]
+    for tag in ("1b", "8b"):
+        registry.push("library/carded", tag, layers)
+    library = Library(replace(settings, ollama_endpoint=registry.url))
+    found = survey(library, "ollama://carded:8b")
+    assert (found.card.chosen, sorted(found.card.tags)) == ("8b", ["1b", "8b"])
+    assert {file.role for file in found.card.offers[0].files} >= {"weights", "system", "license"}
+    assert (found.architecture, found.license) == ("llama", "MIT")
+    assert found.fitting and found.fitting.best == "8b"
+    assert found.read < 1 << 20
+
+
+def test_a_split_file_at_an_address_is_one_version(hub: Hub, library: Library) -> None:
+    for number in (1, 2):
+        header = {"split.no": number - 1, "split.count": 2, "general.license": "mit"}
+        hub.put(f"/dir/m-Q8_0-0000{number}-of-00002.gguf", model(header))
+    found = survey(library, f"{hub.url}/dir/m-Q8_0-00001-of-00002.gguf")
+    (offer,) = found.card.offers
+    assert (offer.version, len(offer.weights), offer.quantization) == ("latest", 2, "Q8_0")
+    assert found.license == "mit"
+
+
+def test_what_lies_on_this_machine_has_no_card(mdl: Mdl) -> None:
+    done = mdl("inspect", "--remote", str(DEMO))
+    assert done.returncode == UnsupportedModel.code
+    assert len(done.stderr.splitlines()) == 2
 
 
 # What is hostile

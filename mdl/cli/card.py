@@ -41,7 +41,7 @@ def _row(offer: Offer, found: "Survey", here: Collection[str]) -> tuple[str, ...
     state = (ui.size(fit.need.total), placed(documents.memory(fit))) if fit else ("-", "-")
     marks = {
         "best": found.fitting is not None and offer.version == found.fitting.best,
-        "default": offer.version == found.card.chosen,
+        "asked for" if found.card.reference.version else "default": offer.version == found.card.chosen,
         "here": offer.version in here,
     }
     note = ", ".join(mark for mark, holds in marks.items() if holds)
