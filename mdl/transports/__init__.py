@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 TRANSPORTS = {
     "hf": "mdl.transports.huggingface:HuggingFace",
+    "oci": "mdl.transports.oci:Oci",
     "ollama": "mdl.transports.ollama:Ollama",
     "https": "mdl.transports.http:Http",
     "http": "mdl.transports.http:Http",

@@ -57,6 +57,7 @@ UNNAMED = {
     ".dduf": "model.dduf",
 }
 _PACKED = re.compile(r"[.+]tar(?:[.+](gzip|zstd))?$")
+_BESIDE = re.compile(r"vnd\.(cncf\.model|cnai\.model|kitops\.modelkit)\.(dataset|code)\.")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 
@@ -76,6 +77,7 @@ class Artifact(NamedTuple):
     kind: str
     files: tuple[File, ...]
     archives: tuple[Layer, ...]
+    left_out: str = ""  # what no model needs, in words
 
 
 def is_index(content: Mapping[str, Any]) -> bool:
@@ -134,7 +136,8 @@ def read(content: Mapping[str, Any], *, image: bool = False) -> Artifact:
     """
     kind = kind_of(content)
     layers = _layers(content)
-    packed = [layer._replace(packed=_packing(layer)) for layer in layers]
+    beside = [layer for layer in layers if _BESIDE.search(layer.media_type)]
+    packed = [layer._replace(packed=_packing(layer)) for layer in layers if layer not in beside]
     plain = [layer for layer in packed if not layer.packed]
     archives = tuple(layer for layer in packed if layer.packed)
     if IMAGE_LAYERS.fullmatch("".join({layer.media_type for layer in archives})) and not image:
@@ -144,7 +147,8 @@ def read(content: Mapping[str, Any], *, image: bool = False) -> Artifact:
     if not weights and not archives:
         names = ", ".join(file.name for file in files[:4]) or "nothing"
         raise UnsupportedModel(f"{kind} without weights: {show(names, 120)}", hint="is it a model?")
-    return Artifact(kind, files, archives)
+    left_out = f"{len(beside)} layers of data and code are left out" if beside else ""
+    return Artifact(kind, files, archives, left_out)
 
 
 def kind_of(content: Mapping[str, Any]) -> str:

@@ -18,7 +18,7 @@ from urllib.parse import quote, urljoin
 from mdl.credentials import Credentials
 from mdl.errors import AuthError, IntegrityError, MdlError, NetworkError, NotFound, UsageError
 from mdl.reference import DOCKER, Reference, show
-from mdl.remote import Client, Limits, Remote, Response, Transient, Trust, origin_of, shown
+from mdl.remote import Client, Limits, Remote, Response, Trust, Untrusted, origin_of, shown
 from mdl.transports.token import Session
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ MANIFESTS = (
 WIRE = {DOCKER: "registry-1.docker.io"}  # hosts whose API is somewhere else than their name says
 LARGEST_MANIFEST = 4 << 20  # bytes; what the specification asks registries to take
 LARGEST_CONTENT = 16 << 20  # bytes of a configuration, template or licence
+LARGEST_ERROR = 64 << 10  # bytes of what comes in place of a content
 MOST_TAGS = 10_000
 MOST_PAGES = 100  # of tags; some registries send fewer at a time than they are asked for
 MOST_SHOWN = 12  # names in a hint
@@ -99,7 +100,7 @@ class Registry:
             raise IntegrityError(
                 f"{self._reference} names an impossible content: {show(digest)}, {size} bytes"
             )
-        answer = self._ask(f"blobs/{digest}", max(size, 1))
+        answer = self._ask(f"blobs/{digest}", max(size, LARGEST_ERROR))
         if answer.status == 404:
             raise NotFound(
                 f"{self._reference} has no content {digest[:19]}…, which its manifest names",
@@ -223,10 +224,10 @@ def _speaks(base: str, client: Client) -> bool:
     """Whether a server speaks http or https, as the address says."""
     try:
         answer = client.get(Remote(f"{base}/v2/"), LARGEST_MANIFEST)
-    except Transient:
-        return False  # nobody is there, or does not understand
+    except Untrusted:
+        return True  # whoever asks next is told
     except NetworkError:
-        return True  # but with a certificate or an answer that is wrong: whoever asks next is told
+        return False
     return answer.status != 400  # what a server that speaks TLS answers to plain text
 
 

@@ -1,0 +1,122 @@
+"""Registries (quay.io, Docker Hub, one of your own): models as artifacts. Knows no cache.
+
+`registry` speaks the API, `artifact` reads what the tools of the field push.
+"""
+
+import json
+import platform
+from typing import TYPE_CHECKING
+
+from mdl.card import Card, of_manifest
+from mdl.errors import IntegrityError, UnsupportedModel
+from mdl.model import File, Manifest, Revision
+from mdl.reference import ONLY, Reference
+from mdl.transports import artifact
+from mdl.transports.artifact import Artifact, Layer
+from mdl.transports.registry import Document, Registry
+from mdl.variants import choose
+
+if TYPE_CHECKING:
+    from mdl.config import Settings
+    from mdl.remote import Remote
+
+DEEPEST = 2  # indexes in indexes
+PIN_DIGITS = 12  # of a digest that stands for the version of what is pinned and has no tag
+ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}  # as Go calls them
+
+
+class Oci:
+    """Models of any registry."""
+
+    def __init__(self, settings: "Settings") -> None:
+        self._settings = settings
+        self._registries: dict[Reference, Registry] = {}
+
+    def manifest(self, reference: Reference) -> Manifest:
+        """The files of a tag (`latest` if none is named) or of a digest, with the digest of its manifest.
+
+        Raises what `Transport` says; UnsupportedModel, with what it is, for what is no model.
+        """
+        document = self._registry(reference).document(reference.pin or reference.version or ONLY)
+        try:
+            found = self._read(reference, document)
+            files, note = _chosen(found, reference)
+        except (UnsupportedModel, IntegrityError) as failure:
+            raise artifact.within(reference, failure) from None
+        return Manifest(
+            _named(reference, document),
+            files,
+            Revision("digest" if reference.pin else "tag", reference.version or "", document.digest),
+            source=f"{reference.host}/{reference.path}",
+            note=note,
+        )
+
+    def remote(self, manifest: Manifest, file: File) -> "Remote":
+        return self._registry(manifest.reference).remote(f"sha256:{file.sha256}")
+
+    def card(self, reference: Reference) -> Card:
+        """The version that is named, and the tags."""
+        manifest = self.manifest(reference)
+        return of_manifest(manifest, manifest.reference.version or ONLY, tags=self.versions(reference))
+
+    def versions(self, reference: Reference) -> tuple[str, ...]:
+        """The tags, in the registry's order. Raises NotFound, AuthError, NetworkError."""
+        return tuple(self._registry(reference).tags())
+
+    def _registry(self, reference: Reference) -> Registry:
+        model = reference.model
+        if model not in self._registries:
+            self._registries[model] = Registry(model, self._settings)
+        return self._registries[model]
+
+    def _read(self, reference: Reference, document: Document) -> Artifact:
+        for _ in range(DEEPEST):
+            if not artifact.is_index(document.content):
+                break
+            digest = artifact.chosen(document.content, _architecture())
+            document = self._registry(reference).document(digest)
+        image = artifact.is_image(document.content)
+        return artifact.read(document.content, image=image and self._holds_model(reference, document))
+
+    def _holds_model(self, reference: Reference, document: Document) -> bool:
+        config = artifact.config_of(document.content)
+        assert config is not None
+        try:
+            content = json.loads(self._registry(reference).blob(f"sha256:{config.digest}", config.size))
+        except (ValueError, RecursionError):
+            return False
+        return isinstance(content, dict) and artifact.holds_model(content)
+
+
+def _named(reference: Reference, document: Document) -> Reference:
+    """With its version: the tag, else the beginning of the digest that it is pinned to."""
+    if reference.version is None and reference.pin is not None:
+        digits = document.digest.removeprefix("sha256:")[:PIN_DIGITS]
+        return reference.with_version(digits, reference.pin)
+    return reference.with_version(reference.version or ONLY, reference.pin)
+
+
+def _chosen(found: Artifact, reference: Reference) -> tuple[tuple[File, ...], str]:
+    """The files to fetch, and what was chosen or left out. Of several quantizations one is taken, as of a
+    repository on a hub."""
+    archives = tuple(_archive(layer) for layer in found.archives)
+    if not found.files:
+        return archives, found.left_out
+    sizes = {file.name: file.size or 0 for file in found.files}
+    choice = choose(sizes, None, reference.version or ONLY)
+    assert choice is not None
+    files = tuple(file for file in found.files if file.name in choice.files)
+    return (*files, *archives), "; ".join(filter(None, (choice.note, found.left_out)))
+
+
+def _archive(layer: Layer) -> File:
+    """An archive as a file that is to be taken apart."""
+    from mdl.archive import SUFFIXES
+
+    image = artifact.IMAGE_LAYERS.fullmatch(layer.media_type) and artifact.UNPACK not in layer.annotations
+    name = f"layer-{layer.digest[:PIN_DIGITS]}{SUFFIXES[layer.packed]}"
+    return File(name, layer.size, layer.digest, role="image" if image else "archive")
+
+
+def _architecture() -> str:
+    return ARCHITECTURES.get(platform.machine(), platform.machine())
