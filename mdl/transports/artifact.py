@@ -140,7 +140,7 @@ def read(content: Mapping[str, Any], *, image: bool = False) -> Artifact:
     packed = [layer._replace(packed=_packing(layer)) for layer in layers if layer not in beside]
     plain = [layer for layer in packed if not layer.packed]
     archives = tuple(layer for layer in packed if layer.packed)
-    if IMAGE_LAYERS.fullmatch("".join({layer.media_type for layer in archives})) and not image:
+    if not image and any(IMAGE_LAYERS.fullmatch(layer.media_type) and not _name(layer) for layer in archives):
         raise UnsupportedModel("a container image", hint="it holds no model that mdl knows of")
     files = _files(plain, kind)
     weights = any(role(file.name) in ("weights", "adapter", "projector") for file in files)
