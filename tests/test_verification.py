@@ -510,6 +510,9 @@ def test_without_hard_links_each_copy_is_checked_and_mended(copying: Place, hub:
     whole(copying.run("verify"))
     hub.forget()
     whole(copying.run("download", NAME))
+    cut(found.folder / SECOND)
+    whole(copying.run("download", NAME))
+    assert (contents(found.folder), transferred(hub)) == (FILES, [])
     flip(found.folder / SECOND, 10)  # the version's own copy: the other one serves
     assert copying.run("verify").code == 6
     whole(copying.run("download", NAME))
