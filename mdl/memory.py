@@ -1,36 +1,32 @@
-"""How much memory a model needs, and whether a machine has it. Knows no file, system or llama.cpp."""
+"""What a model needs of memory at a context, and whether a machine has it. Knows no file and no llama.cpp.
 
+What llama.cpp allocates was read in its source (llama-context.cpp, llama-kv-cache.cpp, llama-graph.cpp and
+others; version 0.3.36 of llama-cpp-python); tests/benchmarks/memory.py compares it with what it says itself.
+"""
+
+from bisect import bisect_right
+from collections.abc import Iterable
+from itertools import accumulate
 from typing import Literal, NamedTuple
 
-from mdl.gguf import Header
+from mdl.gguf import TENSOR_TYPES
 from mdl.machine import Machine
+from mdl.shape import Layer, Shape, shape
 
+__all__ = ["CacheType", "Fit", "Layer", "Need", "Part", "Shape", "default_context", "fit", "need", "shape"]
 
-class Layer(NamedTuple):
-    """One block of a model."""
+CacheType = Literal["F32", "F16", "BF16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0", "IQ4_NL"]
 
-    weights: int  # bytes
-    key: int = 0  # numbers that the cache keeps of a token
-    value: int = 0
-    window: int = 0  # tokens that it looks back at; 0: all
+MOST_CELLS = 16_384  # tokens of a context that nobody asked for
+_FEWEST_CELLS = 1024
+_CELLS_PADDED = 256
+_FLOAT = 4  # bytes of what is computed, whatever the weights are
+_CPU = 0
 
-
-class Shape(NamedTuple):
-    """What the memory of a model depends on."""
-
-    architecture: str
-    layers: tuple[Layer, ...]
-    embedding: int
-    vocabulary: int
-    trained: int  # context in tokens
-    input: int  # bytes of the token embedding
-    output: int  # bytes of the output layer
-    tied: bool  # the token embedding is the output layer, too
-
-    @property
-    def weights(self) -> int:
-        """Bytes of all tensors."""
-        return sum(layer.weights for layer in self.layers) + self.input + (0 if self.tied else self.output)
+# What is left alone: other programs want some, too, and what llama.cpp and its GPU driver take besides (work
+# buffers, the driver's own context on each GPU) is 200 to 500 MB.
+_RESERVED_SHARE = 20  # one part in so many of what is free
+_LEAST_RESERVED = 512 << 20
 
 
 class Part(NamedTuple):
@@ -46,7 +42,7 @@ class Part(NamedTuple):
 
 
 class Need(NamedTuple):
-    """What a model takes on the CPU's side, and on each GPU, in bytes."""
+    """What a model takes on the CPU's side, and on each GPU. All in bytes."""
 
     cpu: Part
     gpus: tuple[Part, ...] = ()
@@ -57,10 +53,12 @@ class Need(NamedTuple):
 
     @property
     def cache(self) -> int:
+        """Keys and values of the context, and the state of recurrent layers."""
         return sum(part.cache for part in (self.cpu, *self.gpus))
 
     @property
     def compute(self) -> int:
+        """What is between the layers, and what comes out."""
         return sum(part.compute for part in (self.cpu, *self.gpus))
 
     @property
@@ -69,12 +67,12 @@ class Need(NamedTuple):
 
 
 class Fit(NamedTuple):
-    """How a model would lie in a machine's memory. `limit` says what it lacks, if it does not fit."""
+    """How a model would lie in a machine's memory. `limit` says what it lacks, where it does not fit."""
 
     fits: bool
-    gpu_layers: int  # as llama.cpp counts them: the blocks, and the output layer as one more
+    gpu_layers: int  # as llama.cpp counts them: the last ones, and the output layer as one more
     layers: int  # all there are, counted the same way
-    context: int
+    context: int  # tokens
     need: Need
     limit: str = ""
 
@@ -84,36 +82,17 @@ class Fit(NamedTuple):
         return self.fits and 0 < self.layers == self.gpu_layers
 
 
-CacheType = Literal["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1"]
+class _Load(NamedTuple):
+    """What is asked of llama.cpp, in its own terms."""
 
-
-def shape(header: Header) -> Shape:
-    """What a header tells; of a split model it has the tensors of all parts.
-
-    Raises UnsupportedModel where it is not one of a language model.
-    """
-    data, architecture = header.metadata, str(header.metadata.get("general.architecture"))
-
-    def number(key: str, default: int = 0) -> int:
-        value = data.get(f"{architecture}.{key}")
-        return value if isinstance(value, int) else default
-
-    width, heads = number("embedding_length"), max(1, number("attention.head_count", 1))
-    kv = number("attention.head_count_kv", heads) * number("attention.key_length", width // heads)
-    sizes = {tensor.name: tensor.size for tensor in header.tensors}
-    layers = number("block_count")
-    blocks = [sum(s for name, s in sizes.items() if name.startswith(f"blk.{n}.")) for n in range(layers)]
-    embedding = sizes.get("token_embd.weight", 0)
-    return Shape(
-        architecture,
-        tuple(Layer(size, kv, kv) for size in blocks),
-        width,
-        number("vocab_size", 32000),
-        number("context_length"),
-        embedding,
-        sizes.get("output.weight", embedding),
-        "output.weight" not in sizes,
-    )
+    cells: int  # tokens that the cache of a stream holds
+    streams: int  # caches of their own
+    slots: int  # sequences at once
+    tokens: int  # computed at once
+    key: CacheType
+    value: CacheType
+    flash: bool
+    swa_full: bool
 
 
 def need(
@@ -121,25 +100,164 @@ def need(
     context: int,
     *,
     slots: int = 1,
-    cache_types: tuple[CacheType, CacheType] = ("f16", "f16"),
+    cache_types: tuple[CacheType, CacheType] = ("F16", "F16"),
     gpu_layers: int = 0,
-    split: tuple[float, ...] = (1.0,),
+    split: tuple[int, ...] = (1,),
     micro_batch: int = 512,
     flash_attention: bool = True,
     unified: bool = True,
+    swa_full: bool = True,
 ) -> Need:
-    """What llama.cpp takes for a context of so many tokens, which the requests in `slots` share."""
-    cells = -(-context // 256) * 256
-    cache = sum(2 * (layer.key + layer.value) * cells for layer in shape.layers)
-    return Need(Part(shape.weights, cache, micro_batch * shape.vocabulary * 4))
+    """What llama.cpp allocates for a context of so many tokens, which `slots` requests at once share.
+
+    `gpu_layers` are the last ones, the output layer being the last of all; GPUs take shares of them by
+    `split`. `micro_batch` is how many tokens are computed at once. `unified` is one cache for all requests;
+    otherwise each has an equal part. `swa_full` keeps all tokens even behind a sliding window, as llama.cpp
+    does by default, and so the engine.
+    """
+    cells, streams = _padded(context), 1
+    if not unified:
+        cells, streams = _padded(cells // slots), slots
+    tokens = min(micro_batch, context)
+    load = _Load(cells, streams, slots, tokens, *cache_types, flash_attention, swa_full)
+    devices = _devices(len(shape.layers) + 1, gpu_layers, split)
+    parts = [_part(shape, load, devices, device) for device in range(len(split) + 1)]
+    return Need(parts[_CPU], tuple(parts[1:]) if gpu_layers else ())
+
+
+def _padded(cells: int) -> int:
+    return -(-cells // _CELLS_PADDED) * _CELLS_PADDED
+
+
+def _devices(layers: int, gpu_layers: int, split: tuple[int, ...]) -> list[int]:
+    """Where each layer lies, the output layer last: 0 is the CPU, the GPUs follow."""
+    offloaded = min(gpu_layers, layers)
+    ends = [end / max(1, sum(split)) for end in accumulate(split)]
+    gpus = [1 + bisect_right(ends[:-1], number / offloaded) for number in range(offloaded)]
+    return [_CPU] * (layers - offloaded) + gpus
+
+
+def _part(shape: Shape, load: _Load, devices: list[int], device: int) -> Part:
+    layers = [layer for layer, place in zip(shape.layers, devices, strict=False) if place == device]
+    has_output = devices[-1] == device
+    weights = sum(layer.weights for layer in layers)
+    if device == _CPU:
+        weights += shape.input
+    if has_output:
+        weights += shape.output + (shape.tied if device != _CPU else 0)
+    compute = _compute(shape, load, layers, has_output)
+    if device == _CPU:
+        compute += _outside(shape, load, alone=not any(devices))
+    elif compute:
+        compute += _borrowed(shape, devices)
+    return Part(weights, sum(_cache(layer, load) for layer in layers), compute)
+
+
+def _cells(layer: Layer, load: _Load) -> int:
+    """Tokens that the cache of a layer holds: behind a window, those of the step that is computed, too."""
+    if not layer.window or load.swa_full:
+        return load.cells
+    sequences = load.slots if load.streams == 1 else 1
+    return _padded(min(load.cells, layer.window * sequences + load.tokens))
+
+
+def _cache(layer: Layer, load: _Load) -> int:
+    token = _size(layer.key, load.key) + _size(layer.value, load.value)
+    return token * _cells(layer, load) * load.streams + layer.state * load.slots
+
+
+def _size(numbers: int, kind: CacheType) -> int:
+    block, size = _BLOCKS[kind]
+    return -(-numbers // block) * size
+
+
+_BLOCKS = {name: (block, size) for name, block, size in TENSOR_TYPES.values()}
+
+
+def _compute(shape: Shape, load: _Load, layers: list[Layer], has_output: bool) -> int:
+    """The largest of the steps that one buffer serves, each in its turn: a layer, and the output.
+
+    The output hardly ever finds one piece that is large enough: about half a layer's step lies in its way.
+    """
+    passed = _FLOAT * load.tokens * shape.embedding
+    masks = _masks(layers, load)
+    steps = [2 * passed + masks + _FLOAT * load.tokens * _widest(layer) for layer in layers]
+    scored = [step + _scores(layer, load) for layer, step in zip(layers, steps, strict=True)]
+    if has_output:
+        logits = _FLOAT * load.tokens * shape.vocabulary
+        scored.append(logits + max(2 * passed, *(step // 2 for step in steps), 0))
+    return max(scored, default=0)
+
+
+def _masks(layers: Iterable[Layer], load: _Load) -> int:
+    """Who looks at whom: one for each size of cache."""
+    return (
+        sum({_cells(layer, load) for layer in layers if layer.heads}) * load.tokens * (2 if load.flash else 4)
+    )
+
+
+def _widest(layer: Layer) -> int:
+    return max(layer.attention, layer.feed)
+
+
+def _scores(layer: Layer, load: _Load) -> int:
+    """How much each token looks at each other one, which flash attention never has at once."""
+    return 0 if load.flash else _FLOAT * load.tokens * layer.heads * _cells(layer, load)
+
+
+def _outside(shape: Shape, load: _Load, alone: bool) -> int:
+    """What the CPU has besides: the answers' logits, and what GPUs begin with."""
+    answers = _FLOAT * load.slots * shape.vocabulary
+    if alone:
+        return answers
+    return answers + _masks(shape.layers, load) + _FLOAT * load.tokens * shape.embedding
+
+
+def _borrowed(shape: Shape, devices: list[int]) -> int:
+    """Prompts are computed on a GPU, even in layers that stay with the CPU: one matrix at a time visits."""
+    stay = [layer for layer, place in zip(shape.layers, devices, strict=False) if place == _CPU]
+    return max((layer.largest for layer in stay), default=0)
+
+
+def default_context(shape: Shape, memory: int) -> int:
+    """Tokens of a context that nobody asked for, as the engine takes it on a machine with so much memory."""
+    token = sum(2 * (layer.key + layer.value) for layer in shape.layers)
+    most = min(MOST_CELLS, max(_FEWEST_CELLS, memory // 4 // max(1, token)))
+    return min(shape.trained or 4096, most)
 
 
 def fit(shape: Shape, machine: Machine, context: int | None = None, *, slots: int = 1) -> Fit:
-    """The best way to lay a model into a machine's memory: as many layers as possible on its GPUs."""
-    tokens = context or min(shape.trained or 4096, 16384)
-    needed = need(shape, tokens, slots=slots)
-    enough = needed.total <= machine.memory_available
-    limit = (
-        "" if enough else f"needs {needed.total:,} bytes of memory, and {machine.memory_available:,} are free"
-    )
-    return Fit(enough, 0, len(shape.layers) + 1, tokens, needed, limit)
+    """The best way to lay a model into a machine's memory: as many layers as there is room for on its GPUs.
+
+    A twentieth of what is free on each device is left alone, 512 MiB at least. None is `default_context`.
+    """
+    tokens = context or default_context(shape, machine.memory_total)
+    split = tuple(gpu.free for gpu in machine.usable_gpus)
+    layers = len(shape.layers) + 1
+    for gpu_layers in range(layers if any(split) else 0, -1, -1):
+        needed = need(shape, tokens, slots=slots, gpu_layers=gpu_layers, split=split or (1,))
+        lacking = _lacking(needed, machine)
+        if not lacking:
+            return Fit(True, gpu_layers, layers, tokens, needed)
+    return Fit(False, 0, layers, tokens, needed, lacking)
+
+
+def room(free: int) -> int:
+    """How much of what is free a model may take."""
+    return max(0, free - max(_LEAST_RESERVED, free // _RESERVED_SHARE))
+
+
+def _lacking(needed: Need, machine: Machine) -> str:
+    """Why there is no room; nothing where there is."""
+    gpus = list(zip(machine.usable_gpus, needed.gpus, strict=False))
+    for gpu, part in gpus:
+        if part.total > room(gpu.free):
+            return _too_much(part.total, room(gpu.free), gpu.name)
+    memory = needed.cpu.total + sum(part.total for gpu, part in gpus if gpu.shared)
+    if memory > room(machine.memory_available):
+        return _too_much(memory, room(machine.memory_available), "memory")
+    return ""
+
+
+def _too_much(size: int, most: int, where: str) -> str:
+    return f"needs {size / 1e9:.1f} GB of {where}, where {most / 1e9:.1f} GB can be used"

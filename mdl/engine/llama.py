@@ -43,6 +43,7 @@ C = _low_level()
 MAX_CELLS = 16_384
 TINY = 50_000_000  # parameters: below this a step is too short for a second thread to pay
 _ERROR, _CONTINUED = 4, 5  # ggml_log_level
+_GPU, _INTEGRATED = 1, 2  # ggml_backend_dev_type
 
 
 class Log:
@@ -473,6 +474,31 @@ def devices() -> tuple[str, ...]:
         return ()
     handles = [get(index) for index in range(count())]
     return tuple(f"{_decoded(name(handle))} ({_decoded(description(handle))})" for handle in handles)
+
+
+def gpus() -> list[dict[str, Any]]:
+    """The GPUs that models are put on by default, with their memory in bytes. `shared` is the machine's own:
+    that of integrated ones, which llama.cpp takes only where there is no other, and of Apple's."""
+    C.llama_backend_init()
+    try:
+        get = _function("ggml_backend_dev_get", ctypes.c_void_p, ctypes.c_size_t)
+        kind = _function("ggml_backend_dev_type", ctypes.c_int, ctypes.c_void_p)
+        name = _function("ggml_backend_dev_description", ctypes.c_char_p, ctypes.c_void_p)
+        sizes = ctypes.POINTER(ctypes.c_size_t)
+        memory = _function("ggml_backend_dev_memory", None, ctypes.c_void_p, sizes, sizes)
+    except AttributeError:
+        return []
+    handles = [get(index) for index in range(_function("ggml_backend_dev_count", ctypes.c_size_t)())]
+    own = [handle for handle in handles if kind(handle) == _GPU]
+    found = []
+    for handle in own or [handle for handle in handles if kind(handle) == _INTEGRATED]:
+        free, total = ctypes.c_size_t(), ctypes.c_size_t()
+        memory(handle, ctypes.byref(free), ctypes.byref(total))
+        shared = not own or sys.platform == "darwin"
+        found.append(
+            {"name": _decoded(name(handle)), "total": total.value, "free": free.value, "shared": shared}
+        )
+    return found
 
 
 def _decoded(text: bytes | None) -> str:
