@@ -129,7 +129,7 @@ class Verification:
             if what:
                 self._find_damage(names, what)
         right = [names[0].sha256 for names, what in zip(groups, verdicts, strict=True) if what == ""]
-        self.findings = [found for found in self.findings if not found.model or found.model.folder.exists()]
+        self.findings = [found for found in self.findings if self._stands(found)]
         return Report(self.findings, len(self.models), len(groups), self.size, self._record(right))
 
     # Looking
@@ -190,6 +190,17 @@ class Verification:
                     self._find("link", path, "it is a link or no file at all", None)
                 elif not told:
                     self._find("foreign", path, "mdl did not put it there", None)
+
+    def _stands(self, finding: Finding) -> bool:
+        """Whether it is of what is there now: others remove and renew versions meanwhile."""
+        model = finding.model
+        if model is None or not model.folder.exists():
+            return model is None
+        if finding.path not in self.looked:
+            return True
+        current = self.store.find(model.reference)
+        unchanged = current is not None and current.files == model.files
+        return unchanged and self.looked[finding.path] == _inode(finding.path)
 
     def _find(self, kind: str, path: Path, what: str, model: Model | None) -> None:
         self.findings.append(Finding(kind, path, what, model, _mend(kind, model)))

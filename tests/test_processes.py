@@ -17,6 +17,7 @@ from faults import Place, Ran, ended, lying_locks, mounted, promised
 from hub import Hub
 
 from mdl.model import METADATA_NAME
+from mdl.verification import Verification, everything
 
 SEED = 20261121
 WEIGHTS = ggufmaker.model({"general.name": "shared"}) + random.Random(SEED).randbytes(1 << 20)
@@ -192,6 +193,21 @@ def test_who_is_killed_while_it_removes_or_cleans_is_in_nobodys_way(place: Place
         assert place.run("rm", "-y", NAME).code in (0, 3)
         assert place.run("prune", "-y").code == 0
         assert place.contents() == {}
+
+
+def test_a_version_that_is_renewed_while_it_is_checked_is_not_called_damaged(place: Place, hub: Hub) -> None:
+    library = place.library
+    library.download(NAME)
+    found = everything(library.store)
+    hub.repositories[REPOSITORIES[0]].commit(
+        {"renamed-Q8_0.gguf": ggufmaker.model({}), "README.md": b"# New"}
+    )
+    library.download(NAME)
+    assert Verification(library.store, found).run().damage == []
+    check = Verification(library.store, everything(library.store))
+    hub.repositories[REPOSITORIES[0]].commit(files(0))
+    library.download(NAME)
+    assert check.run().damage == []
 
 
 # Locks that lie
