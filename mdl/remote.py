@@ -38,6 +38,10 @@ _AHEAD = 8  # the part of a second that a server may send ahead of a limited rat
 _BUFFER = 8 << 10, 128 << 10  # bytes of a socket: the least to ask for, and what systems begin with
 _FIRST_TRIES = 2  # retries while nobody has answered yet: more likely a wrong address than a passing failure
 _AT_FAULT = "the server or something before it is at fault: try again later, or another source"
+# What OpenSSL, by its version, calls an answer that is no TLS at all.
+_NO_TLS = frozenset(
+    {"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG", "HTTP_REQUEST"}
+)
 _RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)")
 
 
@@ -145,6 +149,10 @@ class Transient(NetworkError):
         super().__init__(message, hint or "check the connection and run it again: it goes on from here")
         self.wait, self.refusal, self.news = wait, refusal, news
         self.crowded = False
+
+
+class Untrusted(NetworkError):
+    """The server's certificate is not one to believe."""
 
 
 class Stopped(Exception):
@@ -474,6 +482,8 @@ class Client:
         options["socket_options"] = _socket_options(self.traffic.rate.limit)
         if scheme == "https" or (proxy or "").startswith("https"):  # reading all authorities takes 20 ms
             options["ssl_context"] = _context(self._trust.ca, insecure)
+        if insecure:
+            urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)  # the user wanted it so
         manager = urllib3.PoolManager(**options) if proxy is None else _proxy_manager(proxy, options)
         manager.pool_classes_by_scheme = _watched_pools(self)
         return manager
@@ -636,8 +646,13 @@ class _network_errors:  # noqa: N801  reads as a statement
         cause = _deepest(error)
         if isinstance(cause, ssl.SSLCertVerificationError):
             reason = cause.verify_message or "the certificate cannot be verified"
+            return Untrusted(
+                f"{host} is not trusted: {reason}",
+                hint="if it is your own authority, name its file: --ca FILE, or SSL_CERT_FILE",
+            )
+        if isinstance(cause, ssl.SSLError) and cause.reason in _NO_TLS:
             return NetworkError(
-                f"{host} is not trusted: {reason}", hint="if it is your own authority, set SSL_CERT_FILE"
+                f"{host} does not speak https", hint="a registry may be asked by http with --insecure"
             )
         if isinstance(error, exceptions.ProxyError):
             return _proxy_error(cause)

@@ -1,12 +1,17 @@
 """Registries: manifests, tags, contents and tokens, from a real one and from one that lies and fails."""
 
+import contextlib
 import hashlib
 import json
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import trustme
+from faultserver import FaultServer, Reply, Request
 from registry import BASIC, PASSWORD, USER, Front, digest, listening, manifest, titled
 from registry import Registry as RealRegistry
 
@@ -16,7 +21,7 @@ from mdl.credentials import Credentials
 from mdl.download import Downloader, Expected
 from mdl.errors import AuthError, IntegrityError, MdlError, NetworkError, NotFound, UsageError
 from mdl.reference import Reference
-from mdl.transports.registry import MOST_TAGS, Registry
+from mdl.transports.registry import MOST_PAGES, MOST_TAGS, Registry
 from mdl.transports.token import challenges
 
 LAYER = titled("model.gguf", b"weights" * 1000)
@@ -42,7 +47,24 @@ def opened(host: str, path: str, settings: Settings) -> Registry:
 def failure(source: Registry, name: str = "v1") -> MdlError:
     with pytest.raises(MdlError) as caught:
         source.document(name)
+    told = f"{caught.value!r} {caught.value.message} {caught.value.hint}"
+    assert PASSWORD not in told
+    assert BASIC.removeprefix("Basic ") not in told
+    assert "\n" not in told
     return caught.value
+
+
+@pytest.fixture
+def liar() -> Iterator[FaultServer]:
+    """A server that answers what it is told to, and nothing else."""
+    with contextlib.closing(FaultServer()) as server:
+        server.pages["/v2/"] = lambda _: said({})
+        yield server
+
+
+def said(content: object, **headers: str) -> Reply:
+    body = json.dumps(content).encode()
+    return Reply(200, {"Content-Length": str(len(body)), **headers}, body)
 
 
 # What a registry has
@@ -157,6 +179,45 @@ def test_a_download_goes_on_when_its_token_expires(
     assert (tmp_path / "m.partial").read_bytes() == LAYER.content
 
 
+def test_many_who_find_a_token_expired_renew_it_once(
+    front: Front, repository: str, settings: Settings
+) -> None:
+    front.now.seconds, front.now.told_seconds = 0.5, 300
+    source = opened(front.host, repository, settings)
+    source.document("v1")
+    time.sleep(0.6)
+    front.now.seconds = 300
+    with ThreadPoolExecutor(16) as threads:
+        assert all(threads.map(source.document, ["v1"] * 32))
+    assert len(front.requests("/token")) == 2
+
+
+def test_an_expired_token_is_renewed_where_it_came_from(
+    front: Front, repository: str, settings: Settings
+) -> None:
+    front.now.seconds, front.now.told_seconds = 0.2, 300
+    source = opened(front.host, repository, settings)
+    source.document("v1")
+    time.sleep(0.3)
+    front.now.challenge = f'Bearer realm="{front.url}/elsewhere",error="invalid_token"'
+    assert source.document("v1")
+
+
+@pytest.mark.parametrize(
+    "realm",
+    ["http://registry.example/token", "http://127.0.0.1:{port}/token", "https://[", "ftp://x/", "/token"],
+)
+def test_tokens_are_asked_of_no_address_that_is_not_safe(
+    front: Front, repository: str, settings: Settings, realm: str
+) -> None:
+    front.now.realm = realm.format(port=front.host.partition(":")[2])
+    source = Registry(Reference.parse(f"registry.example/{repository}"), settings, front.url)
+    refused = failure(source)
+    assert isinstance(refused, NetworkError)
+    assert "no safe address" in refused.message
+    assert front.requests("/token") == []
+
+
 @pytest.mark.parametrize(
     "challenge", ["", "Digest realm=x", 'Bearer realm="file:///etc/passwd"', "Bearer", "\x01,=,"]
 )
@@ -172,6 +233,8 @@ def test_a_refusal_that_leads_nowhere_is_told_within_three_seconds(
 def test_a_password_goes_to_no_other_host(front: Front, repository: str, settings: Settings) -> None:
     credentials.store(front.host, Credentials(USER, PASSWORD))
     with listening() as (stranger, heard):
+        front.now.realm = f"{stranger}\\\\@{front.host}/token"  # one host to some parsers, another to others
+        assert isinstance(failure(opened(front.host, repository, settings)), NetworkError)
         front.now.realm = f"{stranger}/token"
         refused = failure(opened(front.host, repository, settings))
         assert isinstance(refused, AuthError)
@@ -237,11 +300,108 @@ def test_a_manifest_that_is_none_is_an_error_of_one_line(
     assert "\n" not in refused.message
 
 
-def test_a_list_of_tags_without_end_ends(front: Front, repository: str, settings: Settings) -> None:
-    source = opened(front.host, repository, settings)
-    assert source.tags() == ["v1"]
-    assert len(front.requests("/tags/")) <= 2
-    assert MOST_TAGS == 10_000
+@pytest.mark.parametrize(("news", "most"), [(False, 2), (True, MOST_PAGES)])
+def test_a_list_of_tags_without_end_ends(
+    liar: FaultServer, settings: Settings, news: bool, most: int
+) -> None:
+    def page(request: Request) -> Reply:
+        number = len(liar.requests)
+        link = f'</v2/r/tags/list?last={number}>; rel="next"'
+        return said({"tags": [f"v{number if news else 1}"]}, Link=link)
+
+    liar.pages["/v2/r/tags/list"] = page
+    tags = opened(f"127.0.0.1:{liar.port}", "r", settings).tags()
+    assert len(tags) == (MOST_PAGES if news else 1)
+    assert len(liar.requests) - 1 <= most
+
+
+def test_a_huge_list_of_tags_is_cut(liar: FaultServer, settings: Settings) -> None:
+    many = [f"v{number}" for number in range(MOST_TAGS + 5)]
+    liar.pages["/v2/r/tags/list"] = lambda _: said({"tags": [*many, 1, None, "no tag", "-x"]})
+    assert opened(f"127.0.0.1:{liar.port}", "r", settings).tags() == many[:MOST_TAGS]
+
+
+@pytest.mark.parametrize("tags", [None, 5, "v1", {"v1": 1}, [[["v1"]]]])
+def test_a_list_of_tags_that_is_none_is_empty(liar: FaultServer, settings: Settings, tags: object) -> None:
+    liar.pages["/v2/r/tags/list"] = lambda _: said({"tags": tags})
+    assert opened(f"127.0.0.1:{liar.port}", "r", settings).tags() == []
+
+
+def test_the_next_page_is_asked_of_no_other_server(
+    liar: FaultServer, front: Front, settings: Settings
+) -> None:
+    for link in (
+        f"{front.url}/v2/r/tags/list",
+        f"http://127.0.0.1:{liar.port}\\@{front.host}/v2/",
+        "file:///x",
+    ):
+        liar.pages["/v2/r/tags/list"] = lambda _, link=link: said(
+            {"tags": ["v1"]}, Link=f'<{link}>; rel="next"'
+        )
+        assert opened(f"127.0.0.1:{liar.port}", "r", settings).tags() == ["v1"]
+    assert front.seen == []
+
+
+def test_a_content_that_was_never_pushed_is_said_to_be_missing(
+    registry: RealRegistry, repository: str, settings: Settings
+) -> None:
+    with pytest.raises(NotFound, match="has no content sha256:000"):
+        opened(registry.host, repository, settings).blob(f"sha256:{'0' * 64}", 3)
+
+
+def test_what_a_registry_says_of_an_error_cannot_fool_a_terminal(
+    liar: FaultServer, settings: Settings
+) -> None:
+    body = json.dumps({"errors": [{"code": "X", "message": "\x1b[31mred\u202e\nline" + "x" * 9999}]}).encode()
+    liar.pages["/v2/r/manifests/v1"] = lambda _: Reply(418, {"Content-Length": str(len(body))}, body)
+    told = failure(opened(f"127.0.0.1:{liar.port}", "r", settings)).message
+    assert "\\u001b[31mred\\u202e\\u000aline" in told
+    assert len(told) < 300
+
+
+# Encryption
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> tuple[trustme.CA, str]:
+    made, file = trustme.CA(), tmp_path / "ca.pem"
+    made.cert_pem.write_to_path(str(file))
+    return made, str(file)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_certificate_has_to_be_trusted(authority: tuple[trustme.CA, str], settings: Settings) -> None:
+    document = json.dumps(manifest([LAYER])).encode()
+    with contextlib.closing(FaultServer(authority[0], "localhost")) as server:
+        server.pages["/v2/"] = lambda _: said({})
+        server.put(document, path="/v2/r/manifests/v1")
+        server.put(LAYER.content, path=f"/v2/r/blobs/{LAYER.digest}")
+        host = f"localhost:{server.port}"
+        assert "not trusted" in failure(opened(host, "r", settings)).message
+        for trusting in (replace(settings, ca=authority[1]), replace(settings, insecure=(host,))):
+            source = opened(host, "r", trusting)
+            assert source.document("v1").digest == digest(document)
+            assert source.remote(LAYER.digest).url.startswith("https://")
+            assert source.blob(LAYER.digest, len(LAYER.content)) == LAYER.content
+
+
+def test_a_file_of_authorities_that_is_none_is_said(tmp_path: Path, settings: Settings) -> None:
+    for name, content in (("empty", ""), ("text", "hello")):
+        (tmp_path / name).write_text(content)
+        asked = opened("localhost:1", "r", replace(settings, ca=str(tmp_path / name)))
+        assert "no certificate authorities" in failure(asked).message
+    missing = failure(opened("localhost:1", "r", replace(settings, ca=str(tmp_path / "missing"))))
+    assert "no certificate authorities" in missing.message
+
+
+def test_plain_http_is_spoken_only_where_it_may_be(front: Front, repository: str, settings: Settings) -> None:
+    host = f"0.0.0.0:{front.host.partition(':')[2]}"  # leads to this machine, and is no name of it
+    refused = failure(opened(host, repository, settings))
+    assert "does not speak https" in refused.message
+    assert "--insecure" in refused.hint
+    assert front.seen == []
+    front.now.realm = f"http://{host}/token"
+    assert opened(host, repository, replace(settings, insecure=(host,))).tags() == ["v1"]
 
 
 def test_a_registry_that_is_busy_is_asked_again(front: Front, repository: str, settings: Settings) -> None:

@@ -4,6 +4,7 @@ https://github.com/opencontainers/distribution-spec. Large contents are fetched 
 `remote` says they are.
 """
 
+import contextlib
 import difflib
 import hashlib
 import ipaddress
@@ -40,6 +41,7 @@ MOST_SHOWN = 12  # names in a hint
 DEEPEST = 32  # levels of a document
 # Somebody waits for an answer of a few kB: fewer retries than a download of hours gets.
 _LIMITS = Limits(retries=3, backoff=0.5, longest_wait=30)
+_PROBE = Limits(retries=0, connect_timeout=5)  # only for registries that are near
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 
@@ -59,8 +61,7 @@ class Registry:
     def __init__(self, reference: Reference, settings: "Settings", base: str = "") -> None:
         self._reference = reference.model
         self._settings = settings
-        self._trust = Trust(settings.ca, frozenset(settings.insecure))
-        self._client = Client(_LIMITS, trust=self._trust)
+        self._client = Client(_LIMITS, trust=_trust(settings))
         self._given = base.rstrip("/")
         self._found = ""
         self._lock = threading.Lock()
@@ -149,9 +150,7 @@ class Registry:
     def base(self) -> str:
         """Scheme and host of the registry's API."""
         with self._lock:
-            self._found = (
-                self._found or self._given or address(self._reference.host, self._settings, self._client)
-            )
+            self._found = self._found or self._given or address(self._reference.host, self._settings)
             return self._found
 
     def _require(self, answer: Response) -> None:
@@ -197,9 +196,9 @@ class Registry:
 def check(host: str, credentials: Credentials, settings: "Settings") -> None:
     """Raise AuthError unless a registry takes these credentials, UsageError if it wants none; NetworkError if
     it cannot be asked."""
-    client = Client(_LIMITS, trust=Trust(settings.ca, frozenset(settings.insecure)))
+    client = Client(_LIMITS, trust=_trust(settings))
     session = Session(host, "", settings, client, credentials)
-    answer = client.get(Remote(f"{address(host, settings, client)}/v2/", authority=session), LARGEST_MANIFEST)
+    answer = client.get(Remote(f"{address(host, settings)}/v2/", authority=session), LARGEST_MANIFEST)
     if answer.status in (401, 403):
         raise AuthError(f"{host} does not know this user with this password", hint="check both")
     if answer.status != 200:
@@ -208,27 +207,32 @@ def check(host: str, credentials: Credentials, settings: "Settings") -> None:
         raise UsageError(f"{host} asks nobody who they are", hint="there is no need to log in")
 
 
-def address(host: str, settings: "Settings", client: Client) -> str:
+def address(host: str, settings: "Settings") -> str:
     """Scheme and host of a registry's API: https, but for one on this machine or that may be insecure, which
     are asked by what they speak."""
     wire = WIRE.get(host, host)
     if not is_loopback(host) and host not in settings.insecure:
         return f"https://{wire}"
     order = ("http", "https") if is_loopback(host) and not settings.ca else ("https", "http")
-    return next(
-        (base for scheme in order if _speaks(base := f"{scheme}://{wire}", client)), f"{order[0]}://{wire}"
-    )
+    with contextlib.closing(Client(_PROBE, trust=_trust(settings))) as client:
+        spoken = (f"{scheme}://{wire}" for scheme in order if _speaks(f"{scheme}://{wire}", client))
+        return next(spoken, f"{order[0]}://{wire}")
+
+
+def _trust(settings: "Settings") -> Trust:
+    return Trust(settings.ca, frozenset(settings.insecure))
 
 
 def _speaks(base: str, client: Client) -> bool:
     """Whether a server speaks http or https, as the address says."""
     try:
-        answer = client.get(Remote(f"{base}/v2/"), LARGEST_MANIFEST)
+        answer = client.get(Remote(f"{base}/v2/"), LARGEST_ERROR)
     except Untrusted:
         return True  # whoever asks next is told
     except NetworkError:
         return False
-    return answer.status != 400  # what a server that speaks TLS answers to plain text
+    # 400 is what a server that speaks TLS answers to plain text; some send on to where they do.
+    return answer.status != 400 and answer.url.startswith(f"{base}/")
 
 
 def is_loopback(host: str) -> bool:
