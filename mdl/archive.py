@@ -29,6 +29,7 @@ FREE_GROWTH = 1 << 30  # bytes that it may become in any case
 LARGEST_READ = 1 << 20  # bytes at a time; headers are smaller, and a large one would be read into memory
 LARGEST_WINDOW = 27  # as a power of two, of what zstd has to remember: 128 MB, the most that it promises
 
+Failures = tuple[type[Exception], ...]
 Kept = Callable[[Path, File], object]
 
 
@@ -51,7 +52,7 @@ def unpack(archive: Path, described: File, into: Path, keep: Kept) -> tuple[File
                 file = _extract(tar, member, path, File(name, member.size, role=role(name)), described)
                 keep(path, file)
                 found.append(file)
-    except (tarfile.TarError, EOFError, zlib.error, ValueError, OverflowError) as error:
+    except (tarfile.TarError, ValueError, OverflowError) as error:
         raise _broken(described, str(error) or "it ends too early") from None
     return tuple(found)
 
@@ -103,36 +104,39 @@ def _extract(tar: tarfile.TarFile, member: tarfile.TarInfo, path: Path, file: Fi
 
 @contextmanager
 def _opened(archive: Path, described: File) -> Iterator[tarfile.TarFile]:
-    with _decompressed(archive, described) as stream:
-        bounded = cast(IO[bytes], _Bounded(stream))
-        tar = tarfile.open(fileobj=bounded, mode="r:")  # noqa: SIM115  it has nothing to close but the stream
-        yield tar
+    stream, failures = _decompressed(archive, described)
+    with stream:
+        bounded = cast(IO[bytes], _Bounded(stream, failures))
+        with tarfile.open(fileobj=bounded, mode="r:") as tar:
+            yield tar
 
 
-def _decompressed(archive: Path, described: File) -> IO[bytes]:
+def _decompressed(archive: Path, described: File) -> tuple[IO[bytes], Failures]:
+    """The tar itself, and what reading it raises where it is not packed as it should be."""
     if described.name.endswith(SUFFIXES["tar+gzip"]):
         import gzip
 
-        return cast(IO[bytes], gzip.open(archive, "rb"))
+        return cast(IO[bytes], gzip.open(archive, "rb")), (gzip.BadGzipFile, zlib.error, EOFError)
     if described.name.endswith(SUFFIXES["tar+zstd"]):
         return _zstd(archive)
-    return archive.open("rb")
+    return archive.open("rb"), ()
 
 
-def _zstd(archive: Path) -> IO[bytes]:
+def _zstd(archive: Path) -> tuple[IO[bytes], Failures]:
     if sys.version_info >= (3, 14):
         from compression import zstd
     else:
         from backports import zstd
     options = {int(zstd.DecompressionParameter.window_log_max): LARGEST_WINDOW}
-    return cast(IO[bytes], zstd.ZstdFile(archive, "rb", options=options))
+    stream = cast(IO[bytes], zstd.ZstdFile(archive, "rb", options=options))
+    return stream, (zstd.ZstdError, EOFError)
 
 
 class _Bounded(io.RawIOBase):
     """A stream that goes forward only, and gives no more at a time than any honest header needs."""
 
-    def __init__(self, stream: IO[bytes]) -> None:
-        self._stream = stream
+    def __init__(self, stream: IO[bytes], failures: Failures) -> None:
+        self._stream, self._failures = stream, failures
         self._at = 0
 
     def readable(self) -> bool:
@@ -147,7 +151,10 @@ class _Bounded(io.RawIOBase):
     def read(self, size: int = -1) -> bytes:
         if not 0 <= size <= LARGEST_READ:
             raise tarfile.ReadError("a header of it is too large")
-        data = self._stream.read(size)
+        try:
+            data = self._stream.read(size)
+        except self._failures as error:
+            raise tarfile.ReadError(str(error)) from None
         self._at += len(data)
         return data
 
