@@ -3,10 +3,13 @@
 Transports fill these records in. All text comes from outside: it is bounded, but not yet inert on a terminal.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
+from typing import Any
 
 from mdl.filename import quantization_of
+from mdl.header import count
 from mdl.model import File, Manifest, Revision
 from mdl.reference import Reference
 
@@ -119,6 +122,27 @@ def of_manifest(manifest: Manifest, version: str, about: About = About(), tags: 
         tags=tags,
         source=manifest.source,
     )
+
+
+# What a source wrote, where it is of the right kind
+
+
+def section(value: object) -> Mapping[str, Any]:
+    """An object within JSON; an empty one where there is none."""
+    return value if isinstance(value, dict) else {}
+
+
+def number(value: object) -> int | None:
+    return None if isinstance(value, list) else count(value)
+
+
+def moment(value: object) -> datetime | None:
+    """A time in ISO 8601; without a zone it is taken for UTC."""
+    try:
+        found = datetime.fromisoformat(value) if isinstance(value, str) else None
+    except ValueError:
+        return None
+    return found.replace(tzinfo=found.tzinfo or UTC) if found else None
 
 
 def _sum(files: tuple[File, ...]) -> int | None:

@@ -16,7 +16,7 @@ from hub import GOOD, STRANGER, Answer, Hub
 from hypothesis import HealthCheck, given
 from hypothesis import settings as with_settings
 from hypothesis import strategies as st
-from registry import Blob, Registry
+from registry import Blob, Registry, titled
 
 from mdl.card import About, Offer
 from mdl.config import Settings
@@ -30,7 +30,7 @@ from mdl.ranges import MOST_READ
 from mdl.readme import LONGEST, introduction
 from mdl.reference import Reference
 from mdl.survey import Survey, survey
-from mdl.transports import Versions, hubcard, load
+from mdl.transports import Versions, artifactcard, hubcard, load
 
 NAME = "Org/Model-GGUF"
 FULL = f"huggingface.co/{NAME}"
@@ -338,6 +338,32 @@ def test_a_model_of_the_ollama_registry_is_read_by_ranges(registry: Registry, se
     assert found.read < 1 << 20
 
 
+def test_an_artifact_of_a_registry_is_shown_with_its_tags(registry: Registry, settings: Settings) -> None:
+    notes = {"org.opencontainers.image.licenses": "MIT", "org.opencontainers.image.description": "Carded."}
+    config = Blob(json.dumps({"config": {"parameters": "3.7M"}}).encode(), "application/json")
+    weights = titled("m-Q8_0.gguf", DEMO.read_bytes() + bytes(8 << 20))
+    for tag in ("v1", "v2"):
+        registry.push("carded/model", tag, [weights], config, annotations=notes)
+    found = survey(Library(settings), f"{registry.host}/carded/model:v1")
+    assert (found.card.chosen, sorted(found.card.tags)) == ("v1", ["v1", "v2"])
+    assert (found.card.about.description, found.license) == ("Carded.", "MIT")
+    assert found.card.about.parameters == 3_700_000
+    assert (found.card.offers[0].quantization, found.architecture) == ("Q8_0", "llama")
+    assert found.read < 1 << 20
+
+
+def test_artifacts_tell_what_their_tools_wrote() -> None:
+    docker = {"config": {"parameters": "361.82 M", "architecture": "llama", "context_size": 8192}}
+    assert artifactcard.about({}, docker) == About(
+        architecture="llama", parameters=361_820_000, context_length=8192
+    )
+    pack = {"descriptor": {"licenses": ["MIT"]}, "config": {"paramSize": "8b", "architecture": "transformer"}}
+    notes = {"org.opencontainers.image.description": "A model.\nFor tests."}
+    assert artifactcard.about({"annotations": notes}, pack) == About(
+        description="A model. For tests.", license="MIT", architecture="transformer", parameters=8 * 10**9
+    )
+
+
 def test_a_split_file_at_an_address_is_one_version(hub: Hub, library: Library) -> None:
     for number in (1, 2):
         header = {"split.no": number - 1, "split.count": 2, "general.license": "mit"}
@@ -400,6 +426,30 @@ def test_whatever_a_hub_says_is_taken_or_left_out(said: Mapping[str, Any]) -> No
         assert "\n" not in text
         text.encode()
     for number in (about.downloads, about.likes, about.parameters, about.context_length):
+        assert number is None or (type(number) is int and number >= 0)
+
+
+PARTS = ("architecture", "paramSize", "parameters", "context_size", "licenses", "createdAt", "description")
+NOTED = st.dictionaries(
+    st.sampled_from([f"{artifactcard.ANNOTATION}{name}" for name in ("licenses", "created", "description")]),
+    ANYTHING,
+)
+
+
+@given(
+    st.fixed_dictionaries({"annotations": ANYTHING | NOTED}),
+    st.dictionaries(
+        st.sampled_from(["descriptor", "config"]),
+        ANYTHING | st.dictionaries(st.sampled_from(PARTS), ANYTHING),
+    ),
+)
+def test_whatever_an_artifact_says_is_taken_or_left_out(
+    manifest: Mapping[str, Any], config: Mapping[str, Any]
+) -> None:
+    about = artifactcard.about(manifest, config)
+    for text in filter(None, (about.description, about.architecture)):
+        assert len(text) <= LONGEST_LINE
+    for number in (about.parameters, about.context_length):
         assert number is None or (type(number) is int and number >= 0)
 
 

@@ -127,7 +127,7 @@ ALLOWED = {
         "header",
     },
     "variants": {"filename", "reference", "refusal"},
-    "card": {"filename", "model", "reference"},
+    "card": {"filename", "header", "model", "reference"},
     "readme": set(),
     "download": {"gather", "partial", "remote", "traffic"},
     "gather": {"partial", "remote", "traffic"},

@@ -5,11 +5,10 @@ is the front matter of the README that the model's owner wrote.
 """
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from typing import Any
 
-from mdl.card import About
-from mdl.header import count, line, lines
+from mdl.card import About, moment, number, section
+from mdl.header import line, lines
 
 # What is asked for: without `expand` a hub answers with less of this, and with the list of all files.
 EXPAND = "cardData config downloads gated gguf lastModified library_name likes pipeline_tag private"
@@ -19,34 +18,26 @@ EXPAND += " safetensors tags"
 def about(document: Mapping[str, Any]) -> About:
     """What is told there; what is missing or of the wrong kind is unknown."""
     card, config, gguf, weights = (
-        _mapping(document.get(name)) for name in ("cardData", "config", "gguf", "safetensors")
+        section(document.get(name)) for name in ("cardData", "config", "gguf", "safetensors")
     )
     return About(
         license=_license(card) or _tagged(document, "license:"),
         license_link=_address(card.get("license_link")),
         gate=_gate(document.get("gated")),
         private=private if isinstance(private := document.get("private"), bool) else None,
-        downloads=count(document.get("downloads")),
-        likes=count(document.get("likes")),
-        modified=_time(document.get("lastModified")),
+        downloads=number(document.get("downloads")),
+        likes=number(document.get("likes")),
+        modified=moment(document.get("lastModified")),
         task=line(document.get("pipeline_tag")) or line(card.get("pipeline_tag")),
         library=line(document.get("library_name")),
         topics=tuple(tag for tag in lines(document.get("tags")) if ":" not in tag),
         languages=_several(card.get("language")),
         base_models=_several(card.get("base_model")),
         architecture=line(gguf.get("architecture")) or line(config.get("model_type")),
-        parameters=_number(gguf.get("total")) or _number(weights.get("total")),
-        context_length=_number(gguf.get("context_length")),
-        quantizer=line(_mapping(config.get("quantization_config")).get("quant_method")),
+        parameters=number(gguf.get("total")) or number(weights.get("total")),
+        context_length=number(gguf.get("context_length")),
+        quantizer=line(section(config.get("quantization_config")).get("quant_method")),
     )
-
-
-def _mapping(value: object) -> Mapping[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-def _number(value: object) -> int | None:
-    return None if isinstance(value, list) else count(value)
 
 
 def _several(value: object) -> tuple[str, ...]:
@@ -74,11 +65,3 @@ def _address(value: object) -> str | None:
 def _gate(value: object) -> str | None:
     """`auto` or `manual`: whether everybody is let in who accepts the conditions."""
     return line(value) or ("manual" if value is True else None)
-
-
-def _time(value: object) -> datetime | None:
-    try:
-        moment = datetime.fromisoformat(value) if isinstance(value, str) else None
-    except ValueError:
-        return None
-    return moment.replace(tzinfo=moment.tzinfo or UTC) if moment else None

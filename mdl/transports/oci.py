@@ -7,11 +7,11 @@ import json
 import platform
 from typing import TYPE_CHECKING
 
-from mdl.card import Card, of_manifest
-from mdl.errors import IntegrityError, UnsupportedModel
+from mdl.card import About, Card, of_manifest, section
+from mdl.errors import IntegrityError, MdlError, UnsupportedModel
 from mdl.model import File, Manifest, Revision
 from mdl.reference import ONLY, Reference
-from mdl.transports import artifact
+from mdl.transports import artifact, artifactcard
 from mdl.transports.artifact import Artifact, Layer
 from mdl.transports.registry import Document, Registry
 from mdl.variants import choose
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from mdl.config import Settings
     from mdl.remote import Remote
 
+LARGEST_CONFIG = 1 << 20  # bytes that are read for what a publisher says
 DEEPEST = 2  # indexes in indexes
 PIN_DIGITS = 12  # of a digest that stands for the version of what is pinned and has no tag
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}  # as Go calls them
@@ -55,9 +56,23 @@ class Oci:
         return self._registry(manifest.reference).remote(f"sha256:{file.sha256}")
 
     def card(self, reference: Reference) -> Card:
-        """The version that is named, and the tags."""
+        """The version that is named, what its publisher says of it, and the tags."""
         manifest = self.manifest(reference)
-        return of_manifest(manifest, manifest.reference.version or ONLY, tags=self.versions(reference))
+        version = manifest.reference.version or ONLY
+        return of_manifest(manifest, version, self._about(manifest), self.versions(reference))
+
+    def _about(self, manifest: Manifest) -> About:
+        """What the manifest and its configuration say, where they can be had and understood."""
+        registry = self._registry(manifest.reference)
+        content = registry.document(manifest.revision.commit).content
+        described = None if artifact.is_index(content) else artifact.config_of(content)
+        if described is None or described.size > LARGEST_CONFIG:
+            return artifactcard.about(content, {})
+        try:
+            config = json.loads(registry.blob(f"sha256:{described.digest}", described.size))
+        except (MdlError, ValueError, RecursionError):  # a download does without it, too
+            config = {}
+        return artifactcard.about(content, section(config))
 
     def versions(self, reference: Reference) -> tuple[str, ...]:
         """The tags, in the registry's order. Raises NotFound, AuthError, NetworkError."""
