@@ -45,10 +45,11 @@ class Credentials:
 
 
 class Login(NamedTuple):
-    """That we have credentials for a host (or a part of one), without them."""
+    """That we have credentials for a host (or a part of one), without them. `user` is None where only a
+    program knows."""
 
     host: str
-    user: str
+    user: str | None
     source: str
 
 
@@ -81,7 +82,7 @@ def logins() -> list[Login]:
                 host = _host_of(key)
                 found.setdefault(host, Login(host, credentials.user or _NO_USER, str(file)))
         for key, helper in _table(content, "credHelpers").items():
-            found.setdefault(_host_of(key), Login(_host_of(key), "?", f"docker-credential-{helper}"))
+            found.setdefault(_host_of(key), Login(_host_of(key), None, f"docker-credential-{helper}"))
     return list(found.values())
 
 

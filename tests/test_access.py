@@ -1,5 +1,6 @@
 """mdl login and logout: against real registries, at a terminal, from a pipe, and without leaking a secret."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -9,8 +10,10 @@ from pathlib import Path
 
 import pexpect
 import pytest
+import trustme
+from faultserver import FaultServer, Reply, Request
 from hub import Answer, Hub
-from registry import PASSWORD, USER, Front, Registry, titled
+from registry import BASIC, PASSWORD, USER, Front, Registry, titled
 
 Mdl = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -91,12 +94,78 @@ def test_a_person_types_a_password_that_nobody_sees(
     assert child.exitstatus == 0
 
 
+def test_a_person_who_leaves_at_the_prompt_logs_in_nowhere(
+    environment: dict[str, str], private: Registry, tmp_path: Path
+) -> None:
+    for key, code in (("\x04", 2), ("\x03", 130)):
+        child = pexpect.spawn(
+            sys.executable, ["-m", "mdl", "login", private.host, "-u", USER], env=environment, timeout=20
+        )
+        child.expect("Password: ")
+        child.send(key)
+        child.expect(pexpect.EOF)
+        assert b"Traceback" not in (child.before or b"")
+        child.close()
+        assert child.exitstatus == code
+    assert not auth_file(tmp_path).exists()
+
+
+def test_a_password_is_in_no_list_of_processes(environment: dict[str, str], front: Front) -> None:
+    front.now.private = True
+    seen: list[str] = []
+
+    def look() -> None:
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                seen.append((process / "cmdline").read_text() + (process / "environ").read_text())
+
+    answer = front.answer
+    front.answer = lambda handler, port: (look(), answer(handler, port))[1]  # type: ignore[method-assign]
+    command = [sys.executable, "-m", "mdl", "login", front.host, "-u", USER, "--password-stdin"]
+    subprocess.run(
+        command, env=environment, input="s3cr3t-of-mine", text=True, capture_output=True, timeout=60
+    )
+    assert any(f"login\0{front.host}" in text for text in seen)
+    assert not any("s3cr3t-of-mine" in text for text in seen)
+
+
+def test_a_registry_that_asks_nobody_needs_no_login(mdl: Mdl, registry: Registry, tmp_path: Path) -> None:
+    told = mdl("login", registry.host, "-u", USER, "--password-stdin", stdin=PASSWORD)
+    assert (told.returncode, told.stdout) == (2, "")
+    assert told.stderr == f"mdl: {registry.host} asks nobody who they are\nthere is no need to log in\n"
+    assert not auth_file(tmp_path).exists()
+
+
+def test_a_password_goes_only_to_whom_the_user_trusts(mdl: Mdl, tmp_path: Path) -> None:
+    authority, file = trustme.CA(), tmp_path / "ca.pem"
+    authority.cert_pem.write_to_path(str(file))
+
+    def ask(request: Request) -> Reply:
+        known = request.headers.get("authorization") == BASIC
+        return Reply(200 if known else 401, {"Content-Length": "0", "WWW-Authenticate": "Basic realm=x"})
+
+    with contextlib.closing(FaultServer(authority, "localhost")) as server:
+        server.pages["/v2/"] = ask
+        host = f"localhost:{server.port}"
+        arguments = ["login", host, "-u", USER, "--password-stdin"]
+        refused = mdl(*arguments, stdin=PASSWORD)
+        assert refused.returncode == 5
+        assert "is not trusted" in refused.stderr
+        assert all("authorization" not in request.headers for request in server.requests)
+        for flags in (["--ca", str(file)], ["--insecure"]):
+            done = mdl(*arguments, *flags, stdin=PASSWORD)
+            assert (done.returncode, done.stderr.count("\n")) == (0, 1), done.stderr
+
+
 def test_a_script_that_forgets_something_is_told(mdl: Mdl, private: Registry) -> None:
     for arguments in (["login", private.host, "-u", USER], ["login", private.host, "--password-stdin"],
                       ["login", "no host"], ["logout"]):  # fmt: skip
         assert mdl(*arguments).returncode == 2, arguments
-    empty = mdl("login", private.host, "-u", USER, "--password-stdin", stdin="\n")
-    assert "empty" in empty.stderr
+    for secret in ("\n", "two\nlines", "x" * 70_000, "\x1b[31m"):
+        none = mdl("login", private.host, "-u", USER, "--password-stdin", stdin=secret)
+        assert none.returncode == 2
+        assert "this is no password" in none.stderr
+        assert len(none.stderr) < 200
 
 
 def test_a_token_of_hugging_face_is_kept_where_its_own_tools_look(mdl: Mdl, hub: Hub, tmp_path: Path) -> None:
@@ -106,8 +175,24 @@ def test_a_token_of_hugging_face_is_kept_where_its_own_tools_look(mdl: Mdl, hub:
     token = tmp_path / "hf" / "token"
     assert token.read_text() == "hf_good"
     assert oct(token.stat().st_mode)[-3:] == "600"
+    assert json.loads(mdl("login", "--json").stdout)["logins"] == [
+        {"host": "huggingface.co", "user": None, "source": str(token)}
+    ]
     assert mdl("logout", "hf.co").returncode == 0
     assert not token.exists()
     hub.answer("whoami", Answer(401, b'{"error": "Invalid"}'))
     assert mdl("login", "hf.co", "--password-stdin", stdin="hf_bad\n").returncode == 4
     assert not token.exists()
+
+
+def test_what_others_have_stored_is_said_and_left_alone(mdl: Mdl, tmp_path: Path) -> None:
+    file = tmp_path / "docker" / "config.json"
+    file.parent.mkdir()
+    text = json.dumps({"auths": {"quay.io": {"auth": "bWU6eA=="}}, "credHelpers": {"ghcr.io": "\x1b[31mred"}})
+    file.write_text(text)
+    shown = mdl("login").stdout
+    assert shown.splitlines()[1].split() == ["quay.io", "me", str(file)]
+    assert "\x1b" not in shown
+    left = mdl("logout", "quay.io")
+    assert (left.returncode, left.stderr.splitlines()[1]) == (3, f"{file} has some, which mdl leaves alone")
+    assert file.read_text() == text

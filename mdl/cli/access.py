@@ -1,16 +1,20 @@
 """Commands about who we are elsewhere: login, logout."""
 
+import contextlib
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mdl import ui
 from mdl.cli.options import Authorities, Insecure, Json
-from mdl.errors import NotFound, UsageError
+from mdl.errors import AuthError, NotFound, UsageError
 from mdl.reference import HOST_ALIASES, HUGGING_FACE, is_host, show
 
-LONGEST = 1 << 16  # bytes of a password or token
+if TYPE_CHECKING:
+    from mdl.credentials import Login
+
+LONGEST = 1 << 16  # characters of a password or token
 
 Host = Annotated[
     str | None, typer.Argument(metavar="HOST", help="A registry such as quay.io, or huggingface.co.")
@@ -62,23 +66,32 @@ def logout(host: Annotated[str, typer.Argument(metavar="HOST", help="Where.")]) 
         gone = forget_token()
     else:
         gone = credentials.remove(name)
+    others = [login.source for login in _logins() if login.host == name]
+    left = f"{others[0]} has some, which mdl leaves alone" if others else ""
     if not gone:
-        others = [login.source for login in credentials.logins() if login.host == name]
-        hint = f"{others[0]} has some, which mdl leaves alone" if others else "mdl login lists where you are"
-        raise NotFound(f"mdl keeps no credentials for {name}", hint=hint)
-    ui.talk(f"logged out of {name}")
+        raise NotFound(f"mdl keeps no credentials for {name}", hint=left or "mdl login lists where you are")
+    ui.talk(f"logged out of {name}" + (f"; {left}" if left else ""))
 
 
 def _show_logins(*, json: bool) -> None:
-    from mdl.credentials import logins
-
-    found = logins()
+    found = _logins()
     if json:
         ui.show_json({"logins": [login._asdict() for login in found]})
     elif found:
-        ui.table(("HOST", "USER", "SOURCE"), found)
+        ui.table(("HOST", "USER", "SOURCE"), [(host, user or "-", source) for host, user, source in found])
     else:
         ui.talk("no credentials yet: mdl login HOST")
+
+
+def _logins() -> "list[Login]":
+    from mdl.credentials import Login, logins
+    from mdl.transports.huggingface import token_source
+
+    found = logins()
+    with contextlib.suppress(AuthError):  # it cannot be read: whoever wants to use it is told
+        if source := token_source():
+            found.append(Login(HUGGING_FACE, None, source))
+    return found
 
 
 def _host(text: str) -> str:
@@ -101,14 +114,16 @@ def _asked(question: str, *, from_pipe: bool) -> str:
 
 def _password(question: str, *, from_pipe: bool) -> str:
     """From a pipe, or from a person, who does not see it. Never from the command line, which all can read."""
-    if from_pipe:
-        secret = sys.stdin.read(LONGEST).rstrip("\r\n")
-    elif ui.is_interactive():
-        import getpass
-
-        secret = getpass.getpass(question, stream=sys.stderr)
-    else:
+    if not from_pipe and not ui.is_interactive():
         raise UsageError("nobody is here to ask for the password", hint="pipe it in with --password-stdin")
-    if not secret or not secret.isprintable():
-        raise UsageError("the password is empty, or has characters that none can have", hint="try again")
+    secret = ""
+    with contextlib.suppress(EOFError, UnicodeDecodeError):
+        if from_pipe:
+            secret = sys.stdin.read(LONGEST + 1).rstrip("\r\n")
+        else:
+            import getpass
+
+            secret = getpass.getpass(question, stream=sys.stderr)
+    if not secret or not secret.isprintable() or len(secret) > LONGEST:
+        raise UsageError("this is no password: empty, too long, or not of one line", hint="try again")
     return secret

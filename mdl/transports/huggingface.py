@@ -377,6 +377,7 @@ def keep_token(token: str, settings: "Settings") -> str:
     """Store a token where `hf auth login` does, once the hub says whose it is; that name. Raises AuthError,
     NetworkError, DiskError."""
     _origin(settings.hf_endpoint)
+    _refuse_odd(token)
     api = HfApi(settings.hf_endpoint, token, headers={_HUB: settings.hf_endpoint})
     try:
         name = str(api.whoami()["name"])
@@ -409,6 +410,18 @@ def forget_token() -> bool:
     return there
 
 
+def token_source() -> str:
+    """Where the token is that is used: a file, or HF_TOKEN; empty if there is none. Raises AuthError."""
+    token = _token()
+    if token is None:
+        return ""
+    path = Path(constants.HF_TOKEN_PATH)
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        if path.read_text().strip() == token:
+            return str(path)
+    return "HF_TOKEN"
+
+
 def _token() -> str | None:
     """The user's token: HF_TOKEN, or what `hf auth login` has stored."""
     try:
@@ -417,9 +430,13 @@ def _token() -> str | None:
         raise AuthError(
             f"the Hugging Face token cannot be read ({type(error).__name__})", hint=_LOG_IN
         ) from None
-    if token and not (token.isascii() and token.isprintable()):
-        raise AuthError("the Hugging Face token has characters that no token has", hint=_LOG_IN)
+    _refuse_odd(token or "")
     return token
+
+
+def _refuse_odd(token: str) -> None:
+    if not (token.isascii() and token.isprintable()):
+        raise AuthError("the Hugging Face token has characters that no token has", hint=_LOG_IN)
 
 
 class _Wire(httpx2.BaseTransport):
