@@ -491,7 +491,9 @@ class Store:
 
 def _is_leftover(name: str, names: Sequence[str]) -> bool:
     key, *kind = name.split(".")
-    if kind in (["version"], ["removed"], ["marked"], ["unpacked"]) or kind[1:2] == ["partial"]:  # of one no lock protected
+    if kind in (["version"], ["removed"], ["marked"], ["unpacked"]) or kind[1:2] == [
+        "partial"
+    ]:  # of one no lock protected
         return True
     content = f"{key}.partial"
     return kind == ["partial", "parts"] and not any(
