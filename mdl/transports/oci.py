@@ -47,7 +47,7 @@ class Oci:
         return Manifest(
             _named(reference, document),
             files,
-            Revision("digest" if reference.pin else "tag", reference.version or "", document.digest),
+            _revision(reference, document),
             source=f"{reference.host}/{reference.path}",
             note=note,
         )
@@ -111,6 +111,12 @@ def _named(reference: Reference, document: Document) -> Reference:
     return reference.with_version(reference.version or ONLY, reference.pin)
 
 
+def _revision(reference: Reference, document: Document) -> Revision:
+    if reference.pin:
+        return Revision("digest", "", document.digest)
+    return Revision("tag", reference.version or ONLY, document.digest)
+
+
 def _chosen(found: Artifact, reference: Reference) -> tuple[tuple[File, ...], str]:
     """The files to fetch, and what was chosen or left out. Of several quantizations one is taken, as of a
     repository on a hub."""
@@ -120,7 +126,9 @@ def _chosen(found: Artifact, reference: Reference) -> tuple[tuple[File, ...], st
     sizes = {file.name: file.size or 0 for file in found.files}
     choice = choose(sizes, None, reference.version or ONLY)
     assert choice is not None
-    files = tuple(file for file in found.files if file.name in choice.files)
+    files = tuple(
+        file for file in found.files if file.name in choice.files or not file.name.lower().endswith(".gguf")
+    )
     return (*files, *archives), "; ".join(filter(None, (choice.note, found.left_out)))
 
 
