@@ -491,9 +491,8 @@ class Store:
 
 def _is_leftover(name: str, names: Sequence[str]) -> bool:
     key, *kind = name.split(".")
-    if kind in (["version"], ["removed"], ["marked"], ["unpacked"]) or kind[1:2] == [
-        "partial"
-    ]:  # of one no lock protected
+    unprotected = kind[1:2] == ["partial"]  # of a download that had no lock to itself
+    if unprotected or kind in (["version"], ["removed"], ["marked"], ["unpacked"]):
         return True
     content = f"{key}.partial"
     return kind == ["partial", "parts"] and not any(

@@ -411,11 +411,12 @@ def test_a_full_name_is_found_without_looking_at_anything_else(store: Store) -> 
 def test_leftovers_of_killed_processes_are_swept_when_old(store: Store) -> None:
     """A partial download can be gone on with, and while one is published its note belongs to it."""
     store.incoming.mkdir(parents=True)
-    useless = ["a.version", "b.removed", "c.0f.partial", "c.0f.partial.parts", "lonely.partial.parts"]
+    folders = ["a.version", "b.removed", "m.marked", "u.unpacked"]
+    useless = [*folders, "c.0f.partial", "c.0f.partial.parts", "lonely.partial.parts"]
     useful = ["d.partial", "d.partial.parts", "e.partial.1-2.publishing", "e.partial.parts", "README.md"]
-    for name in useless[:2]:
+    for name in folders:
         (store.incoming / name / "folder").mkdir(parents=True)
-    for name in (*useless[2:], *useful):
+    for name in (*useless[4:], *useful):
         (store.incoming / name).write_text("half")
     store.sweep()
     assert sorted(path.name for path in store.incoming.iterdir()) == sorted(useless + useful)
