@@ -606,7 +606,8 @@ def test_nothing_is_downloaded_where_nothing_fits(mdl: Mdl, sized: Hub) -> None:
 
 
 def test_fit_chooses_and_so_does_a_version(mdl: Mdl, sized: Hub) -> None:
-    for arguments in (["--fit", f"{NAME}:Q8_0"], ["--ctx", "512", NAME]):
+    wrong = (["--fit", f"{NAME}:Q8_0"], ["--ctx", "512", NAME], ["--fit", "--ctx", "0", NAME])
+    for arguments in wrong:
         assert mdl("download", *arguments).returncode == UsageError.code
     assert sized.seen == []
 

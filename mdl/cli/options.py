@@ -40,7 +40,10 @@ Authorities = Annotated[
     typer.Option("--ca", metavar="FILE", help="Certificate authorities to trust besides the system's."),
 ]
 ContextSize = Annotated[
-    int | None, typer.Option("--ctx", metavar="TOKENS", help="Tokens of prompt and answer together.")
+    int | None,
+    typer.Option(
+        "--ctx", metavar="TOKENS", min=16, max=1 << 26, help="Tokens of prompt and answer together."
+    ),
 ]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")]
