@@ -21,8 +21,9 @@ from mdl.credentials import Credentials
 from mdl.download import Downloader, Expected
 from mdl.errors import AuthError, IntegrityError, MdlError, NetworkError, NotFound, UsageError
 from mdl.reference import Reference
+from mdl.remote import Client
 from mdl.transports.registry import MOST_PAGES, MOST_TAGS, Registry
-from mdl.transports.token import challenges
+from mdl.transports.token import Session, challenges
 
 LAYER = titled("model.gguf", b"weights" * 1000)
 
@@ -205,17 +206,28 @@ def test_an_expired_token_is_renewed_where_it_came_from(
 
 @pytest.mark.parametrize(
     "realm",
-    ["http://registry.example/token", "http://127.0.0.1:{port}/token", "https://[", "ftp://x/", "/token"],
-)
+    ["http://registry.example/token", "http://127.0.0.1:{port}/token", "https://[", "ftp://x/", "/token",
+     "https://registry.example\\\\@127.0.0.1:{port}/token"],
+)  # fmt: skip
 def test_tokens_are_asked_of_no_address_that_is_not_safe(
-    front: Front, repository: str, settings: Settings, realm: str
+    front: Front, settings: Settings, realm: str
 ) -> None:
-    front.now.realm = realm.format(port=front.host.partition(":")[2])
+    session = Session("registry.example", "r", settings, Client())
+    with pytest.raises(NetworkError, match="no safe address"):
+        session.renew({}, f'Bearer realm="{realm.format(port=front.host.partition(":")[2])}"')
+    assert front.seen == []
+
+
+def test_another_address_of_a_registry_gets_no_credentials_of_its_name(
+    front: Front, repository: str, settings: Settings
+) -> None:
+    front.now.private = True
+    credentials.store("registry.example", Credentials(USER, PASSWORD))
     source = Registry(Reference.parse(f"registry.example/{repository}"), settings, front.url)
-    refused = failure(source)
-    assert isinstance(refused, NetworkError)
-    assert "no safe address" in refused.message
-    assert front.requests("/token") == []
+    assert f"mdl login {front.host}" in failure(source).hint
+    assert all(seen.authorization == "" for seen in front.seen)
+    credentials.store(front.host, Credentials(USER, PASSWORD))
+    assert Registry(Reference.parse(f"registry.example/{repository}"), settings, front.url).document("v1")
 
 
 @pytest.mark.parametrize(

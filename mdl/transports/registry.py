@@ -14,7 +14,7 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote, urljoin
+from urllib.parse import quote, urljoin, urlsplit
 
 from mdl.credentials import Credentials
 from mdl.errors import AuthError, IntegrityError, MdlError, NetworkError, NotFound, UsageError
@@ -56,7 +56,8 @@ class Document:
 
 
 class Registry:
-    """One repository. `base` is the address of its registry where that is not told by the host's name."""
+    """One repository. `base` is the address of its registry where that is not told by the host's name; then
+    it is asked with the credentials for that address and no others."""
 
     def __init__(self, reference: Reference, settings: "Settings", base: str = "") -> None:
         self._reference = reference.model
@@ -65,7 +66,8 @@ class Registry:
         self._given = base.rstrip("/")
         self._found = ""
         self._lock = threading.Lock()
-        self._session = Session(reference.host, reference.path, settings, self._client)
+        self._host = urlsplit(self._given).netloc or reference.host
+        self._session = Session(self._host, reference.path, settings, self._client)
 
     def document(self, name: str) -> Document:
         """The manifest of a tag or digest, its digest checked.
@@ -157,16 +159,15 @@ class Registry:
         """Raise what an answer that is no success means."""
         if answer.status == 200:
             return
-        host = self._reference.host
         told = _told(answer)
         if answer.status in (401, 403):
             raise self._denied(answer.status, told)
         if answer.status == 404:
-            raise NotFound(f"{host} has no {self._reference.path}{told}", hint="check the spelling")
+            raise NotFound(f"{self._host} has no {self._reference.path}{told}", hint="check the spelling")
         raise NetworkError(f"{shown(answer.url)} answered {answer.status}{told}", hint="try again later")
 
     def _denied(self, status: int, told: str) -> AuthError:
-        host, path = self._reference.host, self._reference.path
+        host, path = self._host, self._reference.path
         told += "".join(f"; {trouble}" for trouble in self._session.troubles)
         if self._session.is_known:
             return AuthError(
