@@ -17,7 +17,8 @@ from mdl.library import Library
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Whoever runs the tests may be logged in somewhere; huggingface_hub reads this when it is imported.
-os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="mdl-tests-")
+_places = tempfile.TemporaryDirectory(prefix="mdl-tests-")
+os.environ["HF_HOME"] = f"{_places.name}/hf"
 for _name in ("HF_TOKEN", "HF_TOKEN_PATH", "HUGGING_FACE_HUB_TOKEN", "HF_OIDC_RESOURCE", "HF_ENDPOINT"):
     os.environ.pop(_name, None)
 
@@ -25,7 +26,7 @@ for _name in ("HF_TOKEN", "HF_TOKEN_PATH", "HUGGING_FACE_HUB_TOKEN", "HF_OIDC_RE
 for _name in ("MDL_CONFIG", "REGISTRY_AUTH_FILE", "XDG_RUNTIME_DIR"):
     os.environ.pop(_name, None)
 for _name in ("MDL_CONFIG_HOME", "XDG_CONFIG_HOME", "DOCKER_CONFIG"):
-    os.environ[_name] = tempfile.mkdtemp(prefix="mdl-tests-")
+    os.environ[_name] = f"{_places.name}/{_name.lower()}"
 
 
 @pytest.fixture

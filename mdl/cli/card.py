@@ -107,7 +107,7 @@ def _facts(found: "Survey") -> tuple[tuple[str, str], ...]:
         ("modified", ui.ago(about.modified) if about.modified else ""),
         ("branches", _names(card.branches)),
         ("tags", _names(card.tags)),
-        ("revision", f"{card.revision.name} {card.revision.commit[:12]}".strip()),
+        ("revision", f"{card.revision.name} {card.revision.commit.removeprefix('sha256:')[:12]}".strip()),
         ("source", card.source),
         ("projector", _projector(found)),
         ("header", _header(found)),
