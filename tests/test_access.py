@@ -196,3 +196,26 @@ def test_what_others_have_stored_is_said_and_left_alone(mdl: Mdl, tmp_path: Path
     left = mdl("logout", "quay.io")
     assert (left.returncode, left.stderr.splitlines()[1]) == (3, f"{file} has some, which mdl leaves alone")
     assert file.read_text() == text
+
+
+def test_what_skopeo_has_stored_is_known(
+    mdl: Mdl, environment: dict[str, str], private: Registry, tmp_path: Path
+) -> None:
+    file = tmp_path / "podman.json"
+    environment["REGISTRY_AUTH_FILE"] = str(file)
+    command = ["skopeo", "login", "--tls-verify=false", "-u", USER, "--password-stdin", private.host]
+    subprocess.run(command, env=environment, input=PASSWORD, text=True, check=True, capture_output=True)
+    assert json.loads(mdl("login", "--json").stdout)["logins"] == [
+        {"host": private.host, "user": USER, "source": str(file)}
+    ]
+
+
+def test_skopeo_takes_what_mdl_has_stored(
+    mdl: Mdl, environment: dict[str, str], private: Registry, tmp_path: Path
+) -> None:
+    mdl("login", private.host, "-u", USER, "--password-stdin", stdin=PASSWORD)
+    command = ["skopeo", "inspect", "--raw", "--tls-verify=false", f"docker://{private.host}/org/m:v1"]
+    own = {**environment, "REGISTRY_AUTH_FILE": str(auth_file(tmp_path))}
+    found = subprocess.run(command, env=own, capture_output=True, text=True, timeout=60)
+    assert found.returncode == 0, found.stderr
+    assert json.loads(found.stdout)["layers"]
