@@ -304,7 +304,7 @@ class _Transfer:
             answer = self.client.open(direct or self.job.remote, headers)
         except MdlError as error:
             if isinstance(error, Transient) and error.refusal:
-                error.crowded = self._host.refused(asked, bool(error.wait))
+                error.crowded = self._host.refused(asked, time.monotonic(), error.wait or 0)
                 self._direct = direct if error.crowded else None
                 raise
             if direct is None:

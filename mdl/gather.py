@@ -3,6 +3,7 @@
 Knows no digests and no other files: what it is given is a `Partial` with gaps, and a way to ask for a range.
 """
 
+import contextlib
 import itertools
 import sys
 import threading
@@ -18,8 +19,8 @@ from mdl.remote import Answer, Client, Limits, Stopped, Transient, shown
 from mdl.traffic import Host
 
 TICK = 0.05  # seconds between two looks at how it goes
-_STILL = 3.0  # seconds that a connection may stand still
-_BEHIND = 0.5  # seconds for which others moved on, so that it is not the network that stands still
+_STILL = 3.0  # seconds that a connection may stand still while others move
+_PATIENCE = 1.0  # seconds for an answer, if somebody else has nothing to do
 _LINGER = 0.4  # seconds that threads get to notice that they are not needed any more
 _UNBOUNDED = sys.maxsize
 
@@ -48,13 +49,14 @@ class StartOver(Exception):
 class Extent:
     """A range that one connection is getting: the next byte to come, and where to stop.
 
-    `thread` gets it (by ident), and had something of it last at `moved`.
+    `thread` gets it (by ident): it has an answer if it has `begun`, and had something of it last at `moved`.
     """
 
     position: int
     end: int
     thread: int = 0
     moved: float = 0
+    begun: bool = False
 
 
 class Plan:
@@ -68,31 +70,39 @@ class Plan:
     def add(self, start: int, end: int) -> None:
         self._open.append(Extent(start, end))
 
-    def take(self, steal: bool) -> Extent | None:
-        """The next range for an idle connection; with `steal`, half of somebody's if nothing is free."""
+    def take(self, steal: bool, patience: float = 0) -> Extent | None:
+        """The next range for an idle connection. If nothing is free and it may `steal`: half of somebody's,
+        or all of what somebody waits for an answer for since before `patience`."""
         if not self._open and steal:
             self._split_largest()
+        if not self._open and steal:
+            self._take_over(patience)
         if not self._open:
             return None
         extent = self._open.popleft()
         self._taken.append(extent)
         self._narrow(extent)
-        extent.thread, extent.moved = threading.get_ident(), time.monotonic()
         return extent
 
     def extend(self, extent: Extent, limit: int) -> bool:
-        """Add what follows it and is nobody's, up to `limit`: the answer that is there has that too."""
-        follower = next((other for other in self._open if other.position == extent.end), None)
+        """Add what follows it, up to `limit`, where nobody has an answer for that: this one's has it too."""
+        followers = itertools.chain(self._open, (other for other in self._taken if not other.begun))
+        follower = next((other for other in followers if other.position == extent.end < other.end), None)
         if follower is None or follower.end > limit:
             return False
-        self._open.remove(follower)
-        extent.end = follower.end
+        extent.end, follower.end = follower.end, follower.position
+        with contextlib.suppress(ValueError):
+            self._open.remove(follower)
         self._narrow(extent)
         return True
 
+    def done(self) -> bool:
+        """Whether nobody has anything left to get."""
+        return not self._open and not any(one.begun or one.position < one.end for one in self._taken)
+
     def behind(self, moved: float) -> list[Extent]:
-        """What has had nothing since some time before that, though somebody was waiting."""
-        return [extent for extent in self._taken if extent.moved < moved]
+        """What has had nothing since some time before that."""
+        return [extent for extent in self._taken if extent.moved < moved and extent.position < extent.end]
 
     def share(self, block: int | None) -> None:
         """From now on nobody has more than about `block` bytes, so that the front of the file comes first."""
@@ -115,6 +125,13 @@ class Plan:
         if largest and largest.end - largest.position > 2 * PIECE:
             self._cut(largest, (largest.position + largest.end) // 2)
 
+    def _take_over(self, patience: float) -> None:
+        for late in self._taken:
+            if not late.begun and late.position < late.end and late.moved < patience:
+                self._open.append(Extent(late.position, late.end))
+                late.end = late.position
+                return
+
     def reserve(self, extent: Extent, count: int) -> int:
         """How many of `count` bytes that came for `extent` are its own; they count as got from now on."""
         count = min(count, extent.end - extent.position)
@@ -124,6 +141,7 @@ class Plan:
     def give_back(self, extent: Extent) -> None:
         """Somebody else has to get the rest of it."""
         self._taken.remove(extent)
+        extent.begun = False
         if extent.position < extent.end:
             self._open.appendleft(extent)
 
@@ -151,6 +169,7 @@ class Crew:
         self._failure: BaseException | None = None
         self._told = self._counted = self._failed_at = 0
         self._moved = self._hire_at = 0.0
+        self._finished = False
         self._caution = self._limits.backoff
 
     def run(self, answer: Answer | None) -> None:
@@ -159,12 +178,13 @@ class Crew:
             self._plan.add(0, 0)  # to see that nothing comes
         self._hire(answer)
         try:
-            while self._active and not self._failure:
+            while self._active and not self._failure and not self._finished:
                 with self._changed:
                     self._changed.wait(TICK)
                 self._report()
                 self._break_still()
                 self._grow()
+                self._finish()
         finally:
             self._dismiss()
         if self._failure:
@@ -176,8 +196,7 @@ class Crew:
         self._threads.append(spawn(lambda: self._work(answer), "connection"))
 
     def _dismiss(self) -> None:
-        if self._failure:
-            self._client.cut([thread.ident for thread in self._threads if thread.is_alive()])
+        self._client.cut([thread.ident for thread in self._threads if thread.is_alive()])
         join(self._threads)
         self._report()
         self._partial.end()
@@ -191,8 +210,7 @@ class Crew:
     def _grow(self) -> None:
         """More connections, as far as the server's other files and its temper let us."""
         now = time.monotonic()
-        if not self._client.traffic.rate.reached:
-            self._host.look(now, self._limits.enough)
+        self._host.look(now, 0 if self._client.traffic.rate.reached else self._limits.enough)
         if self._splits and self._counted and now >= self._hire_at:
             self._hire_more()
 
@@ -212,25 +230,35 @@ class Crew:
     def _break_still(self) -> None:
         """Connections that stand still while others move have what those could get."""
         with self._changed:
-            behind = self._plan.behind(self._moved - _BEHIND)
+            behind = self._plan.behind(self._moved)
         for extent in behind:
             asked = self._client.asked(extent.thread)
-            still = time.monotonic() - max(extent.moved, asked or 0)
-            if asked and still > _STILL and self._moved - asked > _BEHIND:
+            if asked and asked < self._moved and time.monotonic() - max(extent.moved, asked) > _STILL:
                 self._client.cut([extent.thread])
 
+    def _finish(self) -> None:
+        """Leave those alone who wait for an answer that nobody needs any more."""
+        with self._changed:
+            self._finished = bool(self._partial.total) and self._plan.done()
+
     def _work(self, answer: Answer | None) -> None:
+        served = contextlib.ExitStack()
         try:
             while extent := self._claim():
                 try:
-                    self._receive(extent, answer or self._ask(extent))
+                    answer = answer or self._ask(extent)
+                    served.close()
+                    served.enter_context(self._host.serves())
+                    self._receive(extent, answer)
                 except Transient as trouble:
+                    served.close()
                     if not self._stays(extent, trouble):
                         return
                 answer = None
         except BaseException as error:  # noqa: BLE001  raised again by the runner
             self._fail(error)
         finally:
+            served.close()
             if answer:
                 answer.close()
 
@@ -239,9 +267,13 @@ class Crew:
             if self._active == 1:
                 self._plan.share(None)  # alone, it need not ask for every block
             spare = self._active > 1 and self._host.spares()
-            extent = None if self._failure or spare else self._plan.take(self._splits)
+            now, extent = time.monotonic(), None
+            if not (self._failure or self._finished or spare):
+                extent = self._plan.take(self._splits, now - _PATIENCE)
             if extent is None:
                 self._leave()
+                return None
+            extent.thread, extent.moved = threading.get_ident(), now
             return extent
 
     def _leave(self) -> None:
@@ -259,9 +291,8 @@ class Crew:
         """Whether this connection tries again, after its pause; not if others can do its work."""
         with self._changed:
             self._plan.give_back(extent)
-            self._hire_at = time.monotonic() + self._caution
-            self._caution = min(self._caution * 2, self._limits.longest_wait)
-            leaves = bool(self._failure) or self._active > 1
+            self._be_careful(trouble)
+            leaves = bool(self._failure) or self._finished or self._active > 1
             if leaves:
                 self._leave()
         if leaves:
@@ -272,6 +303,15 @@ class Crew:
             self._source.stand_back(trouble)
             return True
         return self._tries_again(trouble)
+
+    def _be_careful(self, trouble: Transient) -> None:
+        """Nobody is hired for a while; one that is refused tells the host, which bears in mind how many it
+        may have, and others are a sign of trouble on the way."""
+        if trouble.refusal:
+            self._hire_at = time.monotonic() + self._limits.backoff / 4
+        else:
+            self._hire_at = time.monotonic() + self._caution
+            self._caution = min(self._caution * 2, self._limits.longest_wait)
 
     def _tries_again(self, trouble: Transient) -> bool:
         self._count_failure()
@@ -310,7 +350,9 @@ class Crew:
     def _receive(self, extent: Extent, answer: Answer) -> None:
         try:
             ends = answer.extent[1] if answer.extent and answer.status == 206 else _UNBOUNDED
-            with self._host.serves(), self._client.traffic.rate.reader():
+            with self._changed:
+                extent.begun = True
+            with self._client.traffic.rate.reader():
                 self._read(extent, answer, ends)
             self._conclude(extent, answer, ends)
         finally:
@@ -344,7 +386,8 @@ class Crew:
             self.transferred += len(data)
             self._moved = extent.moved = time.monotonic()
         self._host.count(len(data))
-        self._partial.write(memoryview(data)[:count], offset)
+        if count:  # somebody else may have got it meanwhile
+            self._partial.write(memoryview(data)[:count], offset)
 
     def _conclude(self, extent: Extent, answer: Answer, ends: int) -> None:
         whole = extent.position == extent.end

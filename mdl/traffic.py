@@ -10,7 +10,7 @@ import time
 from collections.abc import Generator, Iterator
 
 _CREDIT = 0.15  # seconds of the limit that may be caught up on after a pause
-_SPREAD = 0.1  # seconds of the limit that all readers together take before they pay
+_SPREAD = 0.05  # seconds of the limit that all readers together take before they pay
 _FIRST = 0.1  # seconds that new connections get before more are asked for
 _WINDOW = 2.0  # seconds over which two numbers of connections are compared
 _CALM = 10.0  # seconds between two such comparisons, and before a server that refused gets one more; doubles
@@ -76,11 +76,13 @@ class Host:
 
     def __init__(self, most: int) -> None:
         self.open = self.serving = self.waiting = 0
+        self._peak = 0  # of those served at once, since it refused one
         self._lock = threading.Lock()
         self._most = self._bound = most  # what it bears
         self._target = 1  # what makes it faster
         self._received = 0
         self._calm, self._refused, self._probing = _CALM, 0.0, False
+        self._rests_until, self._rests, self._slowed = 0.0, False, False
         self._enough = 0.0
         self._steps = self._steer()
         self._watch(time.monotonic(), next(self._steps))
@@ -88,11 +90,14 @@ class Host:
     def enter(self, *, extra: bool = False) -> bool:
         """Whether there is room for one more connection; `extra` is one of a file that has some already."""
         with self._lock:
-            room = self._bound if not extra else min(self._bound - self.waiting, self._target)
-            if self.open >= room:
+            if self.open >= (self._room() if extra else self._bound):
                 return False
             self.open += 1
             return True
+
+    def _room(self) -> int:
+        """For the connections of files that have several."""
+        return 0 if self._rests else min(self._bound - self.waiting, self._target)
 
     def leave(self) -> None:
         with self._lock:
@@ -111,14 +116,16 @@ class Host:
 
     def spares(self) -> bool:
         """Whether there is one too many, which a file with several had better give up."""
-        return self.open > min(self._bound - self.waiting, self._target)
+        return self.open > self._room()
 
     @contextlib.contextmanager
     def serves(self) -> Iterator[None]:
-        """It answers a connection, from now on."""
+        """It has answered a connection, which goes on to ask for more."""
         with self._lock:
             self.serving += 1
-            self._bound = max(self._bound, self.serving)  # it may have refused others of the same bunch
+            self._peak = max(self._peak, self.serving)
+            if self.serving > self._bound and not self._slowed:  # it refused others of the same bunch only
+                self._bound = self._target = self.serving
         try:
             yield
         finally:
@@ -129,31 +136,34 @@ class Host:
         with self._lock:
             self._received += size
 
-    def refused(self, asked: float, pause: bool) -> bool:
-        """It did not take the connection asked for at that time; `pause`: it wants us to slow down.
+    def refused(self, asked: float, now: float, pause: float) -> bool:
+        """It did not take the connection asked for at some time, and wants a pause of so many seconds.
 
         True if it serves others meanwhile, so that there is room for this one later.
         """
         with self._lock:
+            self._rests_until = max(self._rests_until, now + pause)
+            self._rests = self._rests or pause > 0
             if asked >= self._refused:
-                self._reduce(pause)
+                self._reduce(now, pause > 0)
             return self.serving > 0
 
-    def _reduce(self, pause: bool) -> None:
+    def _reduce(self, now: float, pause: bool) -> None:
         used = min(self._bound, self.open)
         if self._probing:
             self._bound, self._calm = self._bound - 1, min(self._calm * 2, _LONGEST_CALM)
         else:
-            self._bound = min(-(-used // 2) if pause else used, self.serving)
-        self._bound = max(self._bound, 1)
+            self._bound = min(-(-used // 2) if pause else used, self._peak)
+        self._bound, self._peak, self._slowed = max(self._bound, 1), self.serving, pause
         self._target = min(self._target, self._bound)
-        self._probing, self._refused = False, time.monotonic()
+        self._probing, self._refused = False, now
 
     def look(self, now: float, enough: float) -> None:
         """Think about the numbers anew; `enough` bytes a second of one connection make more pointless."""
         with self._lock:
+            self._rests = now < self._rests_until
             self._recover(now)
-            if not self.serving or 2 * self.serving < self.open:  # nobody knows yet how fast these are
+            if not self.serving or 4 * self.serving < 3 * self.open:  # nobody knows yet how fast these are
                 self._watch(now, self._until - self._since)
             elif now >= self._until:
                 speed = (self._received - self._counted) / (now - self._since)

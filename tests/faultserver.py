@@ -15,6 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import trustme
 
@@ -104,7 +105,11 @@ class File:
 
 
 class FaultServer:
-    """Serves `files` by path, on plain http or, with `authority`, on https. `requests` is what was asked."""
+    """Serves `files` by path, on plain http or, with `authority`, on https. `requests` is what was asked.
+
+    With `admits` it serves so many at once and turns the others away as `away` says: with that reply, with a
+    reset, by letting them wait for their turn, or by never answering. `refused` are those requests.
+    """
 
     def __init__(self, authority: trustme.CA | None = None, name: str = "127.0.0.1") -> None:
         self.files: dict[str, File] = {}
@@ -112,6 +117,11 @@ class FaultServer:
         self.requests: list[Request] = []
         self.sent: dict[str, int] = {}
         self.now = self.most = 0
+        self.admits: int | None = None
+        self.away: Reply | Literal["reset", "queue", "stall"] = "reset"
+        self._served = 0
+        self.refused: list[Request] = []
+        self.connections: list[socket.socket] = []
         self.proxied: list[str] = []
         self.name, self._lock, self._stopped = name, threading.Lock(), threading.Event()
         self._context = _context(authority, name) if authority else None
@@ -139,6 +149,7 @@ class FaultServer:
                 connection, _ = self._listener.accept()
             except OSError:
                 return
+            self.connections.append(connection)
             threading.Thread(target=self._converse, args=(connection,), daemon=True).start()
 
     def _converse(self, connection: socket.socket) -> None:
@@ -159,10 +170,40 @@ class FaultServer:
             self.now += 1
             self.most = max(self.most, self.now)
         try:
-            return self._send(connection, request, self._reply(request))
+            if not self._admit() and not self._turn_away(connection, request):
+                return False
+            try:
+                return self._send(connection, request, self._reply(request))
+            finally:
+                with self._lock:
+                    self._served -= 1
         finally:
             with self._lock:
                 self.now -= 1
+
+    def _admit(self) -> bool:
+        """Whether there is a place now, or in a moment: it notices a little late that a client has gone."""
+        for _ in range(10):
+            with self._lock:
+                admitted = self.admits is None or self._served < self.admits
+                self._served += admitted
+            if admitted:
+                return True
+            self._stopped.wait(0.01)
+        return False
+
+    def _turn_away(self, connection: socket.socket, request: Request) -> bool:
+        """Whether it may be served after all."""
+        self.refused.append(request)
+        if isinstance(self.away, Reply):
+            self._send(connection, request, self.away)
+        if self.away == "reset":
+            _reset(connection)
+        while self.away in ("queue", "stall") and not _gone(connection):
+            if self.away == "queue" and self._admit():
+                return True
+            self._stopped.wait(0.02)
+        return False
 
     def _reply(self, request: Request) -> Reply:
         path = request.path
@@ -206,11 +247,16 @@ class FaultServer:
     def _end(self, connection: socket.socket, reply: Reply) -> bool:
         """Whether the connection is kept."""
         if reply.reset:
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            _reset(connection)
             return False
         if reply.chunked and reply.keep is None:
             connection.sendall(b"0\r\n\r\n")
         return reply.keep is None and (reply.chunked or "Content-Length" in reply.headers) and not reply.raw
+
+
+def _reset(connection: socket.socket) -> None:
+    """Let its end be an RST."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
 def cut(keep: int, reset: bool = False) -> Fault:
