@@ -129,13 +129,11 @@ def _unversioned(library: Library, text: str) -> str:
     resolution = library.resolve(text)
     if resolution.reference is None or resolution.reference.scheme in ONE_VERSION:
         return text
-    if not resolution.name.startswith("sha256:") and not Reference.parse(resolution.name).version:
-        return (
-            str(resolution.reference.with_version(None, resolution.reference.pin))
-            if resolution.model
-            else text
-        )
-    raise UsageError(f"{show(text)} names a version, and --fit chooses one", hint="leave one of them out")
+    if resolution.name.startswith("sha256:") or Reference.parse(resolution.name).version:
+        raise UsageError(f"{show(text)} names a version, and --fit chooses one", hint="leave one of them out")
+    if resolution.model is None:
+        return text
+    return str(resolution.reference.with_version(None, resolution.reference.pin))
 
 
 def _why_not(found: Survey) -> str:

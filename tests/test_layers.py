@@ -121,6 +121,7 @@ ALLOWED = {
         "filename",
         "variants",
         "weights",
+        "archive",
         "card",
         "readme",
         "refusal",
