@@ -295,7 +295,7 @@ def test_inspect_shows_each_part_alone(mdl: Mdl) -> None:
         (["download", "org/demo-GGUF:Q2_K"], 3, "Q2_K"),
         (["download", "org/demo-GGUF@nope"], 3, "nope"),
         (["download", "org/gated"], 4, "gated"),
-        (["download", "quay.io/a/b:c"], 9, "no way yet"),
+        (["download", "127.0.0.1:1/a/b:c"], 5, "refused the connection"),
         (["chat", "./page.html", "hi"], 9, "HTML page"),
         (["inspect", "./cut.gguf"], 9, "truncated"),
     ],

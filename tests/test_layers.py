@@ -111,6 +111,7 @@ ALLOWED = {
     "verification": {"store", "model", "weights"},
     "credentials": {"config"},
     "transports": {
+        "archive",
         "credentials",
         "transports",
         "download",
