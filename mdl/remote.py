@@ -206,6 +206,7 @@ class Answer:
         self._closed()
         if getattr(self._raw, "length_remaining", None) != 0:
             self._raw.close()
+        self._raw.drain_conn()  # else http.client takes it for unread, and fails the next on this connection
         self._raw.release_conn()
 
     @property

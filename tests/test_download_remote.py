@@ -67,6 +67,17 @@ def test_a_compressed_body_is_refused(client, server):
         client.get(Remote(server.url()), 100)
 
 
+@pytest.mark.parametrize("body", [b"", BODY])
+def test_a_connection_is_used_again_after_an_answer_that_is_still_remembered(client, server, body):
+    server.put(body)
+    answers = []
+    for _ in range(4):
+        answers.append(client.send(Remote(server.url()), {}))
+        assert not body or answers[-1].read(100) == body
+        answers[-1].close()
+    assert len(server.connections) == 1
+
+
 def test_a_small_body_that_is_cut_is_asked_for_again(client, server):
     server.put(BODY, cut(3), cut(3, reset=True))
     assert client.get(Remote(server.url()), 100).body == BODY
