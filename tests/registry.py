@@ -175,7 +175,6 @@ class Behaviour:
 
     private: bool = False  # tokens only for USER with PASSWORD
     seconds: float = 300  # that a token holds
-    told_seconds: float | None = None  # that it is said to hold, where that is a lie
     realm: str | None = None  # another one than its own
     challenge: str | None = None  # instead of the right WWW-Authenticate; "" is none at all
     cdn: bool = True  # whether contents are somewhere else
@@ -290,9 +289,8 @@ class Front:
             return _say(handler, 401, {}, b'{"errors":[{"code":"UNAUTHORIZED","message":"wrong password"}]}')
         token = secrets.token_hex(16)
         self.tokens[token] = fields.get("scope", [""])[0], time.time() + self.now.seconds
-        said = self.now.seconds if self.now.told_seconds is None else self.now.told_seconds
         name = "access_token" if handler.command == "POST" else "token"
-        return _say(handler, 200, {}, json.dumps({name: token, "expires_in": said}).encode())
+        return _say(handler, 200, {}, json.dumps({name: token, "expires_in": 300}).encode())
 
     def _pass_on(self, handler: BaseHTTPRequestHandler) -> None:
         parts = urlsplit(handler.path)

@@ -1,13 +1,13 @@
 """Who we are to a registry: its challenge, our credentials, and the token that they get. Knows no artifacts.
 
 https://distribution.github.io/distribution/spec/auth/token/. Tokens are for one repository and expire within
-minutes; a download of hours renews its own.
+minutes; a download of hours renews its own. That one has expired is what the registry says by a 401, and not
+what a clock says: `expires_in` counts from a moment that only its maker knows.
 """
 
 import json
 import re
 import threading
-import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode, urlsplit
@@ -29,8 +29,6 @@ REALMS: dict[str, tuple[str, ...]] = {
     "nvcr.io": ("authn.nvidia.com",),
 }
 LARGEST_ANSWER = 1 << 20
-SHORTEST_LIFE, LONGEST_LIFE = 60.0, 86400.0  # seconds; a token holds a minute if nothing else is said
-EARLY = 5.0  # seconds before its end at which a token is not used any more
 _PARAMETER = r'([A-Za-z0-9_-]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s",]+))'
 
 
@@ -49,7 +47,6 @@ class Session:
         self._host, self._path, self._settings, self._client = host, path, settings, client
         self._lock = threading.Lock()
         self._header = ""
-        self._expires = float("inf")
         self._challenge: tuple[str, Mapping[str, str]] | None = None
         self._credentials = credentials
         self._looked = credentials is not None
@@ -67,8 +64,6 @@ class Session:
 
     def headers(self) -> Mapping[str, str]:
         with self._lock:
-            if self._header and time.monotonic() >= self._expires and self._challenge:
-                self._enter(*self._challenge)
             return self._current()
 
     def renew(self, used: Mapping[str, str], challenge: str) -> Mapping[str, str] | None:
@@ -92,14 +87,13 @@ class Session:
         if scheme == "basic":
             if self._credentials is None:
                 return False
-            self._header, self._expires = self._credentials.basic, float("inf")
+            self._header = self._credentials.basic
             return True
-        token, seconds = self._token(parameters)
+        self._header = f"Bearer {self._token(parameters)}"
         self._challenge = scheme, parameters
-        self._header, self._expires = f"Bearer {token}", time.monotonic() + max(seconds - EARLY, 1)
         return True
 
-    def _token(self, parameters: Mapping[str, str]) -> tuple[str, float]:
+    def _token(self, parameters: Mapping[str, str]) -> str:
         realm = parameters.get("realm", "")
         credentials = self._credentials
         if not self._may_be_asked(realm):
@@ -125,7 +119,7 @@ class Session:
         separator = "&" if "?" in realm else "?"
         return self._client.get(Remote(f"{realm}{separator}{urlencode(fields)}", headers), LARGEST_ANSWER)
 
-    def _read(self, answer: Response, realm: str) -> tuple[str, float]:
+    def _read(self, answer: Response, realm: str) -> str:
         if answer.status in (400, 401, 403):
             raise AuthError(
                 f"{shown(realm)} gives no token for {self._path or self._host} ({answer.status})",
@@ -134,18 +128,11 @@ class Session:
         try:
             content: dict[str, Any] = json.loads(answer.body)
             token = content.get("token") or content.get("access_token")
-            seconds = float(content.get("expires_in") or SHORTEST_LIFE)
-        except (ValueError, TypeError, AttributeError, RecursionError):
-            token, seconds = None, SHORTEST_LIFE
-        if (
-            answer.status != 200
-            or not isinstance(token, str)
-            or not re.fullmatch(r"[\x21-\x7e]{1,65536}", token)
-        ):
-            raise NetworkError(
-                f"{shown(realm)} answers, but gives no token ({answer.status})", "try again later"
-            )
-        return token, max(SHORTEST_LIFE, min(seconds, LONGEST_LIFE))  # in this order, for NaN
+        except (ValueError, AttributeError, RecursionError):
+            token = None
+        if answer.status == 200 and isinstance(token, str) and re.fullmatch(r"[\x21-\x7e]{1,65536}", token):
+            return token
+        raise NetworkError(f"{shown(realm)} answers, but gives no token ({answer.status})", "try again later")
 
     def _scope(self, parameters: Mapping[str, str]) -> str:
         """To read this repository, in the registry's words if it has any; never more."""
