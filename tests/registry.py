@@ -11,6 +11,7 @@ import re
 import secrets
 import shutil
 import socket
+import ssl
 import subprocess
 import threading
 import time
@@ -20,6 +21,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs, urlsplit
+
+import trustme
 
 USER, PASSWORD = "mdl", "secret"
 BASIC = "Basic " + base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
@@ -34,8 +37,9 @@ storage:
   delete: {{enabled: true}}
   redirect: {{disable: true}}
   maintenance: {{uploadpurging: {{enabled: false}}}}
-http: {{addr: "127.0.0.1:{port}"}}
+http: {{addr: "127.0.0.1:{port}"{tls}}}
 """
+_TLS = ", tls: {{certificate: {folder}/chain.pem, key: {folder}/chain.pem}}"
 _AUTH = "auth: {{htpasswd: {{realm: mdl-test, path: {folder}/htpasswd}}}}\n"
 _HOP = {"connection", "keep-alive", "transfer-encoding", "host", "authorization", "date", "server"}
 
@@ -82,16 +86,20 @@ def manifest(layers: Sequence[Blob], config: Blob | None = None, **more: Any) ->
 
 
 class Registry:
-    """A docker-registry at `host`. `with Registry(folder) as registry:`"""
+    """A docker-registry at `host`, on https with an `authority`. `with Registry(folder) as registry:`"""
 
-    def __init__(self, folder: Path, *, private: bool = False) -> None:
-        self.folder, self.private, self.port = folder, private, _free_port()
+    def __init__(self, folder: Path, *, private: bool = False, authority: trustme.CA | None = None) -> None:
+        self.folder, self.private, self.port, self.authority = folder, private, _free_port(), authority
         self.host = f"127.0.0.1:{self.port}"
-        self.url = f"http://{self.host}"
+        self.url = f"{'https' if authority else 'http'}://{self.host}"
 
     def __enter__(self) -> "Registry":
         self.folder.mkdir(parents=True, exist_ok=True)
-        text = _CONFIG.format(folder=self.folder, port=self.port)
+        tls = _TLS.format(folder=self.folder) if self.authority else ""
+        text = _CONFIG.format(folder=self.folder, port=self.port, tls=tls)
+        if self.authority:
+            chain = self.authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem
+            chain.write_to_path(str(self.folder / "chain.pem"))
         if self.private:
             made = subprocess.run(["htpasswd", "-Bbn", USER, PASSWORD], capture_output=True, check=True)
             (self.folder / "htpasswd").write_bytes(made.stdout)
@@ -121,13 +129,20 @@ class Registry:
     def request(
         self, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] = {}
     ) -> tuple[int, dict[str, str], bytes]:
-        connection = http.client.HTTPConnection(self.host, timeout=30)
+        connection = self._connection()
         own = {"Authorization": BASIC} if self.private else {}
         connection.request(method, path, body, {**own, **headers})
         answer = connection.getresponse()
         found = answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read()
         connection.close()
         return found
+
+    def _connection(self) -> http.client.HTTPConnection:
+        if not self.authority:
+            return http.client.HTTPConnection(self.host, timeout=30)
+        context = ssl.create_default_context()
+        self.authority.configure_trust(context)
+        return http.client.HTTPSConnection(self.host, timeout=30, context=context)
 
     def put_blob(self, path: str, content: bytes) -> str:
         status, headers, _ = self.request("POST", f"/v2/{path}/blobs/uploads/")

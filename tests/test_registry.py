@@ -21,7 +21,7 @@ from mdl.credentials import Credentials
 from mdl.download import Downloader, Expected
 from mdl.errors import AuthError, IntegrityError, MdlError, NetworkError, NotFound, UsageError
 from mdl.reference import Reference
-from mdl.remote import Client
+from mdl.remote import Client, Limits
 from mdl.transports.registry import MOST_PAGES, MOST_TAGS, Registry
 from mdl.transports.token import Session, challenges
 
@@ -164,18 +164,25 @@ def test_a_token_that_is_never_good_is_renewed_only_once(
     assert len(front.requests("/token")) <= 2
 
 
-def test_a_download_goes_on_when_its_token_expires(
-    front: Front, repository: str, settings: Settings, tmp_path: Path
+@pytest.mark.parametrize("cdn", [True, False])
+def test_a_download_goes_on_however_often_its_token_expires(
+    front: Front, registry: RealRegistry, settings: Settings, tmp_path: Path, cdn: bool
 ) -> None:
-    source = opened(front.host, repository, settings)
-    remote = source.remote(LAYER.digest)
-    front.now.seconds = 0.2
+    content = bytes(range(256)) * (8 << 10)
+    registry.push("tests/large", "v1", [titled("large.gguf", content)])
+    front.now.seconds, front.now.cdn = 0.05, cdn
+    source = opened(front.host, "tests/large", settings)
     source.document("v1")
-    time.sleep(0.3)
-    expected = Expected(len(LAYER.content), LAYER.digest.removeprefix("sha256:"))
-    received = Downloader().fetch("model.gguf", remote, expected, tmp_path / "m.partial")
-    assert received.size == len(LAYER.content)
-    assert (tmp_path / "m.partial").read_bytes() == LAYER.content
+    expected = Expected(len(content), hashlib.sha256(content).hexdigest())
+    front.now.cut = [300_000] * 5  # so that it is asked for again, with a pause
+    limits = Limits(backoff=0.2)
+    remote = source.remote(digest(content))
+    time.sleep(0.1)
+    received = Downloader(limits).fetch("large.gguf", remote, expected, tmp_path / "partial")
+    assert received.size == len(content)
+    assert (tmp_path / "partial").read_bytes() == content
+    assert len(front.requests("/token")) >= (2 if cdn else 5)
+    assert all(not seen.authorization for seen in front.requests(port="cdn"))
 
 
 def test_many_who_find_a_token_expired_renew_it_once(
@@ -409,6 +416,16 @@ def test_a_certificate_has_to_be_trusted(authority: tuple[trustme.CA, str], sett
             assert source.document("v1").digest == digest(document)
             assert source.remote(LAYER.digest).url.startswith("https://")
             assert source.blob(LAYER.digest, len(LAYER.content)) == LAYER.content
+
+
+def test_a_registry_on_this_machine_may_speak_https_only(
+    authority: tuple[trustme.CA, str], tmp_path: Path, settings: Settings
+) -> None:
+    with RealRegistry(tmp_path / "encrypted", authority=authority[0]) as encrypted:
+        encrypted.push("org/m", "v1", [LAYER])
+        assert "not trusted" in failure(opened(encrypted.host, "org/m", settings)).message
+        trusting = replace(settings, insecure=(encrypted.host,))  # plain http is tried first here
+        assert opened(encrypted.host, "org/m", trusting).document("v1")
 
 
 def test_a_file_of_authorities_that_is_none_is_said(tmp_path: Path, settings: Settings) -> None:
