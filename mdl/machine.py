@@ -68,7 +68,7 @@ def _memory() -> tuple[int, int]:
     system = {"linux": _linux_memory, "darwin": _apple_memory, "win32": _windows_memory}
     try:
         total, available = system[sys.platform]()
-    except (KeyError, OSError, ValueError, AttributeError, subprocess.SubprocessError):
+    except (LookupError, OSError, ValueError, AttributeError, subprocess.SubprocessError):
         total, available = UNKNOWN_MEMORY, UNKNOWN_MEMORY
     limit = _address_space()
     return min(total, limit), min(available, limit)
@@ -91,7 +91,7 @@ def _limits(root: Path) -> Iterator[tuple[int, int]]:
     """What each control group that this process is in may have, and what is left of it."""
     for folder, names in _groups(root):
         limit, used = _number(folder / names[0]), _number(folder / names[1])
-        if limit is not None and limit < _GONE and used is not None:
+        if limit is not None and used is not None:
             cached = _field(folder / "memory.stat", names[2])  # of files, given back when it is needed
             yield limit, max(0, limit - used + min(cached, used))
 
@@ -137,13 +137,16 @@ def _field(path: Path, name: str) -> int:
 
 
 def _apple_memory() -> tuple[int, int]:
-    """From sysctl and vm_stat: what is free, and what is given back when it is needed."""
     total = int(_output(["/usr/sbin/sysctl", "-n", "hw.memsize"], SMI_SECONDS))
-    text = _output(["/usr/bin/vm_stat"], SMI_SECONDS)
-    size = int(text.partition("page size of ")[2].split()[0])
-    pages = dict(line.split(":") for line in text.splitlines()[1:] if line.count(":") == 1)
+    return total, _given_back(_output(["/usr/bin/vm_stat"], SMI_SECONDS))
+
+
+def _given_back(vm_stat: str) -> int:
+    """Bytes of memory that is free, or that macOS frees when it is needed."""
+    size = int(vm_stat.partition("page size of ")[2].split()[0])
+    pages = dict(line.split(":") for line in vm_stat.splitlines()[1:] if line.count(":") == 1)
     kinds = ("Pages free", "Pages inactive", "Pages speculative", "Pages purgeable")
-    return total, size * sum(int(pages.get(kind, "0").strip(" .")) for kind in kinds)
+    return size * sum(int(pages.get(kind, "0").strip(" .")) for kind in kinds)
 
 
 def _windows_memory() -> tuple[int, int]:
@@ -188,7 +191,7 @@ def _usable_gpus() -> tuple[Gpu, ...]:
             for gpu in found[:MOST_GPUS]
             if gpu["total"] > 0
         )
-    except (OSError, ValueError, KeyError, TypeError, IndexError, subprocess.SubprocessError):
+    except (OSError, ValueError, TypeError, LookupError, subprocess.SubprocessError):
         return ()
 
 
@@ -197,13 +200,13 @@ def _other_gpus() -> tuple[Gpu, ...]:
     return (*_nvidia(), *_amd())[:MOST_GPUS]
 
 
-def _nvidia() -> list[Gpu]:
-    """What nvidia-smi lists, in MiB; none where there is no such program, or it fails."""
+def _nvidia(seconds: float = SMI_SECONDS) -> list[Gpu]:
+    """What nvidia-smi lists, in MiB; none where there is no such program, or where it fails or hangs."""
     if not (program := shutil.which("nvidia-smi")):
         return []
     query = [program, "--query-gpu=name,memory.total,memory.free", "--format=csv,noheader,nounits"]
     try:
-        rows = [line.rsplit(",", 2) for line in _output(query, SMI_SECONDS).splitlines()]
+        rows = [line.rsplit(",", 2) for line in _output(query, seconds).splitlines()]
         return [Gpu(_name(name), int(total) << 20, int(free) << 20, False) for name, total, free in rows]
     except (OSError, ValueError, subprocess.SubprocessError):
         return []

@@ -93,6 +93,7 @@ class _Load(NamedTuple):
     value: CacheType
     flash: bool
     swa_full: bool
+    widest: int  # of a layer's values: without flash attention all layers get as much
 
 
 def need(
@@ -119,7 +120,8 @@ def need(
     if not unified:
         cells, streams = _padded(cells // slots), slots
     tokens = min(micro_batch, context)
-    load = _Load(cells, streams, slots, tokens, *cache_types, flash_attention, swa_full)
+    widest = max((layer.value for layer in shape.layers), default=0)
+    load = _Load(cells, streams, slots, tokens, *cache_types, flash_attention, swa_full, widest)
     devices = _devices(len(shape.layers) + 1, gpu_layers, split)
     parts = [_part(shape, load, devices, device) for device in range(len(split) + 1)]
     return Need(parts[_CPU], tuple(parts[1:]) if gpu_layers else ())
@@ -162,7 +164,8 @@ def _cells(layer: Layer, load: _Load) -> int:
 
 
 def _cache(layer: Layer, load: _Load) -> int:
-    token = _size(layer.key, load.key) + _size(layer.value, load.value)
+    value = layer.value if load.flash or not layer.value else load.widest
+    token = _size(layer.key, load.key) + _size(value, load.value)
     return token * _cells(layer, load) * load.streams + layer.state * load.slots
 
 

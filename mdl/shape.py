@@ -34,7 +34,6 @@ _WINDOWS = {
     "lfm2": (0, 0, False),
     "lfm2moe": (0, 0, False),
 }
-_NOT_SLIDING = ("phi3",)  # has the keys, but llama.cpp does not do it
 _STATEFUL = ("ssm_", "time_mix_", "shortconv.")
 _QUERIES = ("attn_q.", "attn_q_b.", "attn_k.", "attn_v.", "attn_qkv.", "attn_output.")
 _FEED = ("ffn_gate.", "ffn_up.", "ffn_gate_shexp.", "ffn_up_shexp.", "ssm_in.", "shortconv.in_proj.")
@@ -211,7 +210,7 @@ def _windows(keys: _Keys, layers: int) -> list[int]:
     """Tokens that each layer looks back at; 0: all."""
     key = "attention.sliding_window_pattern"
     listed = isinstance(keys.value(key), list)
-    if keys.architecture in _NOT_SLIDING or (keys.architecture not in _WINDOWS and not listed):
+    if keys.architecture not in _WINDOWS and not listed:
         return [0] * layers
     period, default, first = _WINDOWS.get(keys.architecture, (0, 0, False))
     window = _window(keys, default, layers)

@@ -1,7 +1,7 @@
 """What llama.cpp says that it allocates, for models and contexts: JSON in, JSON out.
 
-To be run as a process. Nothing is allocated: llama.cpp can plan its buffers as if it did. Cases of the same
-model are best put one after the other.
+To be run as a process. Unless a case is `real`, nothing is allocated: llama.cpp can plan its buffers as if it
+did. Cases of the same model are best put one after the other.
 """
 
 import json
@@ -15,7 +15,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from mdl.engine.llama import C
+from mdl.engine.llama import C, context_params
+from mdl.engine.request import EngineSettings
 
 CACHE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 8}
 LINES: list[str] = []
@@ -29,33 +30,37 @@ def hear(_level: int, line: bytes, _data: Any) -> None:
 
 def allocate(cases: Iterable[dict[str, Any]]) -> Iterator[dict[str, int]]:
     """The bytes of weights, cache and compute for each case."""
-    for path, same in groupby(cases, key=lambda case: case["path"]):
-        model = _load(path)
+    for (path, real), same in groupby(cases, key=lambda case: (case["path"], case.get("real", False))):
+        model = _load(path, real)
         for case in same:
             LINES.clear()
-            context = C.llama_init_from_model(model, _context(case))
+            context = C.llama_init_from_model(model, _params(case))
             assert context, LINES[-5:]
             yield {"weights": C.llama_model_size(model), **_said()}
             C.llama_free(context)
         C.llama_model_free(model)
 
 
-def _load(path: str) -> Any:
+def _load(path: str, real: bool) -> Any:
     params = C.llama_model_default_params()
-    params.n_gpu_layers, params.no_alloc, params.load_mode = 0, True, C.LLAMA_LOAD_MODE_NONE
+    params.n_gpu_layers = 0
+    if not real:
+        params.no_alloc, params.load_mode = True, C.LLAMA_LOAD_MODE_NONE
     model = C.llama_model_load_from_file(os.fsencode(path), params)
     assert model, LINES[-5:]
     return model
 
 
-def _context(case: dict[str, Any]) -> Any:
-    params = C.llama_context_default_params()
-    params.n_ctx, params.n_seq_max = case["context"], case["slots"]
-    params.n_batch = params.n_ubatch = case["micro_batch"]
-    params.kv_unified = case["unified"]
-    params.type_k, params.type_v = (CACHE_TYPES[name] for name in case["cache_types"])
-    params.swa_full = case["swa_full"]
-    params.flash_attn_type = 1 if case["flash_attention"] else 0
+def _params(case: dict[str, Any]) -> Any:
+    """As the engine asks, but for what the case has of its own."""
+    settings = EngineSettings(parallel=case.get("slots", 1), batch=case.get("micro_batch", 512))
+    params = context_params(case["context"], settings)
+    params.kv_unified = case.get("unified", params.kv_unified)
+    params.swa_full = case.get("swa_full", params.swa_full)
+    if "cache_types" in case:
+        params.type_k, params.type_v = (CACHE_TYPES[name] for name in case["cache_types"])
+    if not case.get("flash_attention", True):
+        params.flash_attn_type = 0
     return params
 
 

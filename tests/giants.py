@@ -342,6 +342,84 @@ def phi3(layers: int, width: int, heads: int, ff: int, vocabulary: int) -> Giant
     )
 
 
+def deci(kv: str, width: int, heads: int, head: int, ff: int, vocabulary: int) -> Giant:
+    """Pruned, so that each block has its own number of key heads; one without attention has a 0."""
+    counts = [int(digit) for digit in kv]
+
+    def block(number: int) -> Tensors:
+        if count := counts[number]:
+            yield from norms(width, "attn_norm")
+            yield "attn_q.weight", (width, heads * head)
+            yield "attn_k.weight", (width, count * head)
+            yield "attn_v.weight", (width, count * head)
+            yield "attn_output.weight", (heads * head, width)
+        yield from norms(width, "ffn_norm")
+        yield from (("ffn_gate.weight", (width, ff)), ("ffn_up.weight", (width, ff)))
+        yield "ffn_down.weight", (ff, width)
+
+    return giant(
+        "deci",
+        _whole(len(kv), width, vocabulary, False, block),
+        block_count=len(kv),
+        embedding_length=width,
+        feed_forward_length=[ff] * len(kv),
+        vocab_size=vocabulary,
+        attention_head_count=[heads if count else 0 for count in counts],
+        attention_head_count_kv=counts,
+        attention_key_length=head,
+        attention_value_length=head,
+        attention_layer_norm_rms_epsilon=1e-5,
+        rope_dimension_count=head,
+    )
+
+
+def gemma4(layers: int, shared: int, width: int, heads: int, ff: int, vocabulary: int) -> Giant:
+    """Windows in four of five blocks, with heads of half the size; the last ones use the cache of others."""
+    small, large, each = 256, 512, 256
+
+    def block(number: int) -> Tensors:
+        head = large if number % 5 == 4 else small
+        yield from norms(width, "attn_norm", "ffn_norm", *_POST, "post_norm")
+        yield from norms(head, "attn_q_norm", "attn_k_norm")
+        yield "attn_q.weight", (width, heads * head)
+        yield "attn_k.weight", (width, head)
+        yield "attn_v.weight", (width, head)
+        yield "attn_output.weight", (heads * head, width)
+        yield from (("ffn_gate.weight", (width, ff)), ("ffn_up.weight", (width, ff)))
+        yield "ffn_down.weight", (ff, width)
+        yield "inp_gate.weight", (width, each)
+        yield "proj.weight", (each, width)
+
+    whole = _whole(layers, width, vocabulary, True, block)
+    beside = (
+        ("rope_freqs.weight", (large // 2,)),
+        ("per_layer_token_embd.weight", (each * layers, vocabulary)),
+        ("per_layer_model_proj.weight", (width, each * layers)),
+        ("per_layer_proj_norm.weight", (each,)),
+    )
+    return giant(
+        "gemma4",
+        (*whole, *beside),
+        block_count=layers,
+        embedding_length=width,
+        embedding_length_per_layer_input=each,
+        feed_forward_length=ff,
+        vocab_size=vocabulary,
+        attention_head_count=heads,
+        attention_head_count_kv=1,
+        attention_key_length=large,
+        attention_value_length=large,
+        attention_key_length_swa=small,
+        attention_value_length_swa=small,
+        attention_shared_kv_layers=shared,
+        attention_sliding_window=512,
+        attention_sliding_window_pattern=[number % 5 != 4 for number in range(layers)],
+        attention_layer_norm_rms_epsilon=1e-6,
+        rope_dimension_count=large,
+        rope_dimension_count_swa=small,
+    )
+
+
 _POST = ("post_attention_norm", "post_ffw_norm")
 
 GIANTS = {
@@ -378,6 +456,8 @@ GIANTS = {
     "gpt-oss 20B, experts, sliding window": gpt_oss(24, 2880, 64, 8, 2880, 32, 201088),
     "phi 3 mini": phi3(32, 3072, 32, 8192, 32064),
     "falcon-h1 1.5B, hybrid": falcon_h1(24, 2048, 8, 2, 128, 4096, 65537),
+    "deci 8B, each block its own": deci("8" * 4 + "4" * 8 + "0" * 4 + "1" * 16, 4096, 32, 128, 14336, 128256),
+    "gemma 4 E2B, shared cache": gemma4(35, 20, 1536, 8, 6144, 262144),
     "mamba 2.8B, recurrent": mamba(64, 2560, 50280),
     "lfm2 1.2B, hybrid": lfm2("ccaccaccacacacac", 2048, 32, 8, 8192, 65536),
     "deepseek 2 lite, latent attention": deepseek2(27, 2048, 16, 102400),

@@ -133,11 +133,7 @@ class Runner:
         return max(1, int(C.llama_model_n_layer(self._model)) * width * 2 * 2)
 
     def _new_context(self, settings: EngineSettings) -> Any:
-        params = C.llama_context_default_params()
-        params.n_ctx = self.cells
-        params.n_batch = params.n_ubatch = settings.batch
-        params.n_seq_max = settings.parallel
-        params.kv_unified = True
+        params = context_params(self.cells, settings)
         params.n_threads = params.n_threads_batch = self.threads
         context = C.llama_init_from_model(self._model, params)
         if not context:
@@ -387,6 +383,16 @@ class Runner:
     def forget(self, slot: int) -> None:
         """Frees the cells of a slot."""
         C.llama_memory_seq_rm(self._memory, slot, -1, -1)
+
+
+def context_params(cells: int, settings: EngineSettings) -> Any:
+    """What memory depends on. The defaults of mdl.memory.need are the same."""
+    params = C.llama_context_default_params()
+    params.n_ctx = cells
+    params.n_batch = params.n_ubatch = settings.batch
+    params.n_seq_max = settings.parallel
+    params.kv_unified = True
+    return params
 
 
 def seed_of(sampling: Sampling) -> int:
