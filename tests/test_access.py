@@ -75,6 +75,7 @@ def test_a_registry_with_tokens_checks_a_password_too(mdl: Mdl, front: Front, tm
     front.now.private = True
     wrong = mdl("login", front.host, "-u", USER, "--password-stdin", stdin="wrong")
     assert wrong.returncode == 4
+    assert "does not know this user" in wrong.stderr
     assert mdl("login", front.host, "-u", USER, "--password-stdin", stdin=PASSWORD).returncode == 0
     assert oct(auth_file(tmp_path).stat().st_mode)[-3:] == "600"
 

@@ -20,7 +20,7 @@ from mdl.credentials import Credentials
 from mdl.errors import AuthError, IntegrityError, MdlError, NetworkError, NotFound, UsageError
 from mdl.reference import DOCKER, Reference, show
 from mdl.remote import Client, Limits, Remote, Response, Trust, Untrusted, origin_of, shown
-from mdl.transports.token import Session
+from mdl.transports.token import Session, unknown
 
 if TYPE_CHECKING:
     from mdl.config import Settings
@@ -201,7 +201,7 @@ def check(host: str, credentials: Credentials, settings: "Settings") -> None:
     session = Session(host, "", settings, client, credentials)
     answer = client.get(Remote(f"{address(host, settings)}/v2/", authority=session), LARGEST_MANIFEST)
     if answer.status in (401, 403):
-        raise AuthError(f"{host} does not know this user with this password", hint="check both")
+        raise unknown(host)
     if answer.status != 200:
         raise NetworkError(f"{host} answers as no registry does ({answer.status})", hint="check the host")
     if not session.was_asked:

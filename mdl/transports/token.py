@@ -120,6 +120,8 @@ class Session:
         return self._client.get(Remote(f"{realm}{separator}{urlencode(fields)}", headers), LARGEST_ANSWER)
 
     def _read(self, answer: Response, realm: str) -> str:
+        if answer.status in (400, 401, 403) and not self._path:
+            raise unknown(self._host)
         if answer.status in (400, 401, 403):
             raise AuthError(
                 f"{shown(realm)} gives no token for {self._path or self._host} ({answer.status})",
@@ -167,6 +169,11 @@ class Session:
             or host in listed
             or urlsplit(realm).netloc in listed
         )
+
+
+def unknown(host: str) -> AuthError:
+    """That credentials are wrong."""
+    return AuthError(f"{host} does not know this user with this password", hint="check both")
 
 
 def challenges(text: str) -> list[tuple[str, dict[str, str]]]:
