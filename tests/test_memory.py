@@ -88,7 +88,9 @@ def test_a_context_that_nobody_asked_for_is_the_one_that_the_engine_takes():
     from mdl.engine.request import EngineFiles, EngineSettings
 
     runner = Runner(EngineFiles(DEMO), EngineSettings(parallel=1))
-    assert memory.default_context(memory.shape(gguf.read(DEMO)), physical_memory()) == runner.context
+    shape = memory.shape(gguf.read(DEMO))
+    assert memory.default_context(shape, physical_memory()) == runner.context
+    assert runner._cell_size() == sum(2 * (layer.key + layer.value) for layer in shape.layers)
 
 
 def test_a_context_that_nobody_asked_for_takes_a_quarter_of_the_memory_at_most(giants):

@@ -128,9 +128,12 @@ class Runner:
 
     def _cell_size(self) -> int:
         """Bytes that a token takes in the cache, at most."""
-        heads = max(1, C.llama_model_n_head(self._model))
-        width: int = C.llama_model_n_embd(self._model) * max(1, C.llama_model_n_head_kv(self._model)) // heads
-        return max(1, int(C.llama_model_n_layer(self._model)) * width * 2 * 2)
+        architecture = self._meta("general.architecture")
+        head = C.llama_model_n_embd(self._model) // max(1, C.llama_model_n_head(self._model))
+        lengths = (self._meta(f"{architecture}.attention.{name}_length") for name in ("key", "value"))
+        width = sum(int(length) if length.isdecimal() else head for length in lengths)
+        layers, heads = C.llama_model_n_layer(self._model), max(1, C.llama_model_n_head_kv(self._model))
+        return max(1, int(layers) * int(heads) * width * 2)
 
     def _new_context(self, settings: EngineSettings) -> Any:
         params = context_params(self.cells, settings)
