@@ -375,11 +375,10 @@ class Library:
         found: dict[Reference, Model] = {}
         for candidate, _ in self.store.names():
             name = f"/{candidate.host}/{candidate.path}"
+            folder = f"{name}/{candidate.version}".casefold()
             if name.endswith(wanted):
                 asked = candidate.with_version(version, reference.pin)
-            elif not colon and f"{name}/{candidate.version}".casefold().endswith(
-                wanted.casefold()
-            ):  # as it lies there
+            elif not colon and folder.endswith(wanted.casefold()):
                 asked = candidate
             else:
                 continue
@@ -640,6 +639,10 @@ def _included(manifest: Manifest, patterns: Sequence[str]) -> Manifest:
     """The files that match any of the patterns; a manifest without patterns stays as it is."""
     if not patterns:
         return manifest
+    if any(file.is_archive for file in manifest.files):
+        raise UsageError(
+            f"the files of {manifest.reference} come packed together", hint="leave out --include"
+        )
     files = tuple(file for file in manifest.files if any(fnmatch.fnmatch(file.name, p) for p in patterns))
     if not files:
         raise NotFound(

@@ -22,7 +22,7 @@ from registry import INDEX, MANIFEST, Blob, Front, digest, manifest, titled
 from registry import Registry as RealRegistry
 
 from mdl.config import Settings
-from mdl.errors import IntegrityError, MdlError, NotFound, UnsupportedModel
+from mdl.errors import IntegrityError, MdlError, NotFound, UnsupportedModel, UsageError
 from mdl.library import Library
 from mdl.model import Model
 
@@ -255,6 +255,8 @@ def test_what_was_unpacked_costs_nothing_the_second_time_and_is_mended_whole(
     (found.folder / "LICENSE").unlink()
     (library.settings.home / "blobs" / "sha256" / sha256(b"l")).unlink()
     assert contents(library.download(name)) == {"demo.gguf": Q4, "LICENSE": b"l"}
+    with pytest.raises(UsageError, match="packed together"):
+        library.download(name, include=["*.gguf"])
     copied = library.download(name, destination=tmp_path / "copy")
     assert contents(copied) == {"demo.gguf": Q4, "LICENSE": b"l"}
     asked = len(front.requests("/blobs/"))
