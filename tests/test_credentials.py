@@ -132,11 +132,15 @@ def test_a_program_that_never_answers_is_not_waited_for(places: dict[str, Path],
     assert "did not answer" in troubles[0]
 
 
-@pytest.mark.parametrize("name", ["../evil", "a/b", "", "-x", "a b", 1, None, ["safe"]])
-def test_a_program_s_name_cannot_be_a_path(places: dict[str, Path], tmp_path: Path, name: Any) -> None:
-    (tmp_path / "bin").mkdir()
-    evil = tmp_path / "evil"
-    evil.write_text("#!/bin/sh\ntouch was-run\n")
+@pytest.mark.parametrize("name", ["../evil", "a/b", "a b", "-x", "", 1, None, ["safe"]])
+def test_a_program_s_name_cannot_be_a_path(
+    places: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    evil = tmp_path / "bin" / f"docker-credential-{name}" if "/" not in str(name) else None
+    evil = evil or tmp_path / f"docker-credential-{name.partition('/')[0]}" / name.partition("/")[2]
+    evil.parent.mkdir(parents=True)
+    evil.write_text('#!/bin/sh\nprintf \'{"Username": "me", "Secret": "s"}\'\n')
     evil.chmod(0o755)
     write(places["docker"], credHelpers={"quay.io": name})
     assert find("quay.io") is None
