@@ -21,6 +21,7 @@ MOST_CELLS = 16_384  # tokens of a context that nobody asked for
 _FEWEST_CELLS = 1024
 _CELLS_PADDED = 256
 _FLOAT = 4  # bytes of what is computed, whatever the weights are
+_STEPS_AHEAD = 4  # GGML_SCHED_MAX_COPIES
 _CPU = 0
 
 # What is left alone: other programs want some, too, and what llama.cpp and its GPU driver take besides (work
@@ -151,7 +152,7 @@ def _part(shape: Shape, load: _Load, devices: list[int], device: int) -> Part:
     if device == _CPU:
         compute += _outside(shape, load, alone=not any(devices))
     elif compute:
-        compute += _borrowed(shape, devices)
+        compute += _borrowed(shape, devices) + _ahead(shape, load, devices)
     return Part(weights, sum(_cache(layer, load) for layer in layers), compute)
 
 
@@ -194,9 +195,8 @@ def _compute(shape: Shape, load: _Load, layers: list[Layer], has_output: bool) -
 
 def _masks(layers: Iterable[Layer], load: _Load) -> int:
     """Who looks at whom: one for each size of cache."""
-    return (
-        sum({_cells(layer, load) for layer in layers if layer.heads}) * load.tokens * (2 if load.flash else 4)
-    )
+    cells = sum({_cells(layer, load) for layer in layers if layer.heads})
+    return cells * load.tokens * (2 if load.flash else _FLOAT)
 
 
 def _widest(layer: Layer) -> int:
@@ -220,6 +220,13 @@ def _borrowed(shape: Shape, devices: list[int]) -> int:
     """Prompts are computed on a GPU, even in layers that stay with the CPU: one matrix at a time visits."""
     stay = [layer for layer, place in zip(shape.layers, devices, strict=False) if place == _CPU]
     return max((layer.largest for layer in stay), default=0)
+
+
+def _ahead(shape: Shape, load: _Load, devices: list[int]) -> int:
+    """Several GPUs that hold all layers work on several steps at once: each has its own inputs."""
+    if _CPU in devices or len(set(devices)) == 1:
+        return 0
+    return (_STEPS_AHEAD - 1) * (_masks(shape.layers, load) + _FLOAT * load.tokens * shape.embedding)
 
 
 def default_context(shape: Shape, memory: int) -> int:

@@ -42,13 +42,14 @@ _INPUT = ("token_embd.", "per_layer_token_embd.", "position_embd.", "token_types
 
 
 class Layer(NamedTuple):
-    """One block of a model. Widths count the numbers that are kept of one token."""
+    """One block of a model. Widths count the numbers that are kept of one token.
+
+    `key` and `value` are what the cache keeps: nothing without attention, or where another block's serves.
+    """
 
     weights: int  # bytes of all its tensors
     largest: int  # bytes of the largest of them
-    key: int = (
-        0  # width of what the cache keeps; 0 where there is no attention, or that of another block serves
-    )
+    key: int = 0
     value: int = 0
     window: int = 0  # tokens that attention looks back at; 0: all
     state: int = 0  # bytes that it keeps of a sequence, however long that is
@@ -84,7 +85,7 @@ def shape(header: Header) -> Shape:
     count_of_layers, embedding = keys.number("block_count"), keys.number("embedding_length")
     if not 0 < count_of_layers <= MOST_LAYERS or not embedding or not header.tensors:
         raise UnsupportedModel(
-            "what it takes of memory cannot be told: its header is not of a language model"
+            "how much memory it takes cannot be told: it has no header of a language model"
         )
     blocks, outside = _by_block(header.tensors, count_of_layers)
     input_size = sum(tensor.size for tensor in outside if tensor.name.startswith(_INPUT))
@@ -144,32 +145,29 @@ def _vocabulary(keys: _Keys, embedding: Tensor | None) -> int:
 
 
 def _layers(keys: _Keys, blocks: list[list[Tensor]]) -> tuple[Layer, ...]:
-    used = len(blocks) - keys.number("nextn_predict_layers")  # drafts of later tokens are not loaded
-    with_cache = _with_own_cache(keys, len(blocks))
-    heads = keys.each("attention.head_count", len(blocks))
-    cached = keys.each("attention.head_count_kv", len(blocks), max(heads))
-    windows = _windows(keys, len(blocks))
-    state = _state(keys, max(heads))
+    count_of_layers = len(blocks)
+    used = count_of_layers - keys.number("nextn_predict_layers")  # those that draft tokens are not loaded
+    heads = keys.each("attention.head_count", count_of_layers)
+    cached = keys.each("attention.head_count_kv", count_of_layers, max(heads))
+    windows = _windows(keys, count_of_layers)
+    own = _with_own_cache(keys, count_of_layers)
     layers = []
     for number, tensors in enumerate(blocks):
-        if number >= used:
-            layers.append(Layer(0, 0))
-            continue
-        kept = cached[number] if number < with_cache and _attends(tensors) else 0
-        key, value = _heads_widths(keys, max(heads), windows[number] > 0)
-        layers.append(
-            Layer(
-                weights=sum(tensor.size for tensor in tensors),
-                largest=max((tensor.size for tensor in tensors), default=0),
-                key=kept * key,
-                value=kept * value,
-                window=windows[number],
-                state=state if _has(tensors, _STATEFUL) else 0,
-                heads=heads[number] if _attends(tensors) else 0,
-                attention=_width(tensors, _QUERIES),
-                feed=_feed(tensors, keys.number("expert_used_count")),
-            )
+        attends = _attends(tensors)
+        key, value = _head(keys, max(heads), windows[number] > 0)
+        kept = cached[number] if attends and number < own else 0
+        layer = Layer(
+            weights=sum(tensor.size for tensor in tensors),
+            largest=max((tensor.size for tensor in tensors), default=0),
+            key=kept * key,
+            value=kept * value,
+            window=windows[number],
+            state=_state(keys, max(heads)) if _has(tensors, _STATEFUL) else 0,
+            heads=heads[number] if attends else 0,
+            attention=_width(tensors, _QUERIES),
+            feed=_feed(tensors, keys.number("expert_used_count")),
         )
+        layers.append(layer if number < used else Layer(0, 0))
     return tuple(layers)
 
 
@@ -195,8 +193,8 @@ def _with_own_cache(keys: _Keys, layers: int) -> int:
     return layers - keys.number("attention.shared_kv_layers")
 
 
-def _heads_widths(keys: _Keys, heads: int, windowed: bool) -> tuple[int, int]:
-    """Of a key and a value of one head. With multi-head latent attention the keys hold both."""
+def _head(keys: _Keys, heads: int, windowed: bool) -> tuple[int, int]:
+    """Widths of a key and a value of one head. With multi-head latent attention the keys hold both."""
     default = keys.number("embedding_length") // max(1, heads)
     key = keys.number("attention.key_length", default)
     value = keys.number("attention.value_length", default)

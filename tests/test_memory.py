@@ -146,6 +146,14 @@ def test_matrices_of_the_layers_that_stay_visit_the_gpu():
     assert two - all_of_them == 10_000_000 // 2
 
 
+def test_several_gpus_that_hold_all_work_ahead():
+    inputs = 512 * (512 * 2 + 64 * 4)  # the mask and what goes from layer to layer
+    all_of_them, but_one = (memory.need(SMALL, 512, gpu_layers=count, split=(1, 1)) for count in (5, 4))
+    alone = memory.need(SMALL, 512, gpu_layers=5)
+    assert all_of_them.gpus[1].compute == alone.gpus[0].compute + 3 * inputs
+    assert but_one.gpus[1].compute == alone.gpus[0].compute + 100_000 // 2
+
+
 sizes = st.integers(0, 1 << 30)
 widths = st.integers(0, 1 << 12)
 layers = st.builds(
