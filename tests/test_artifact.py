@@ -84,7 +84,7 @@ def test_a_modelpack_names_its_files_and_packs_some() -> None:
     assert found.kind == "a ModelPack"
     assert [file.name for file in found.files] == [layer.annotations[PATH] for layer in layers[:4]]
     assert [archive.packed for archive in found.archives] == ["tar", "tar+zstd"]
-    assert found.left_out == "2 layers of data and code are left out"
+    assert found.left_out == "layers of data and code left out: 2"
 
 
 def test_docker_s_first_models_have_no_names() -> None:

@@ -76,7 +76,7 @@ def _damaged(report: "Report") -> IntegrityError:
     hint = "what nothing had is forgotten"
     if commands:
         hint = (
-            commands[0] if len(commands) == 1 else f"{commands[0]}; {len(commands) - 1} more commands above"
+            commands[0] if len(commands) == 1 else f"{commands[0]}; {len(commands) - 1} more above"
         )
     return IntegrityError(f"{count} file{' is' if count == 1 else 's are'} damaged or missing", hint=hint)
 

@@ -147,7 +147,7 @@ def read(content: Mapping[str, Any], *, image: bool = False) -> Artifact:
     if not weights and not archives:
         names = ", ".join(file.name for file in files[:4]) or "nothing"
         raise UnsupportedModel(f"{kind} without weights: {show(names, 120)}", hint="is it a model?")
-    left_out = f"{len(beside)} layers of data and code are left out" if beside else ""
+    left_out = f"layers of data and code left out: {len(beside)}" if beside else ""
     return Artifact(kind, files, archives, left_out)
 
 
