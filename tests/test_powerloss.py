@@ -75,13 +75,13 @@ class Scene:
     again: Callable[[Place], object]
 
     def states(self, most: int, syncs: Syncs = lambda _: True) -> Iterator[State]:
-        """What may be left of it at each of its calls, each once; at most so many, chosen by a seed."""
+        """What may be left of it at each of its calls, each once. Of those before its end at most so many."""
         first: dict[tuple[str, bool], tuple[int, Way]] = {}
         for index, way, state in self._every(syncs, lambda _: WAYS):
             first.setdefault((fingerprint(state.image), state.done), (index, way))
-        chosen = [*first.values()]
-        if not FULL and len(chosen) > most:
-            chosen = random.Random(SEED).sample(chosen, most)
+        chosen = [found for (_, done), found in first.items() if done]
+        amid = [found for (_, done), found in first.items() if not done]
+        chosen += amid if FULL or len(amid) <= most else random.Random(SEED).sample(amid, most)
         for _, _, state in self._every(syncs, lambda index: [way for at, way in chosen if at == index]):
             yield state
 
