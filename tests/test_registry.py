@@ -22,6 +22,7 @@ from mdl.download import Downloader, Expected
 from mdl.errors import AuthError, IntegrityError, MdlError, NetworkError, NotFound, UsageError
 from mdl.reference import Reference
 from mdl.remote import Client, Limits
+from mdl.transports.huggingface import HuggingFace
 from mdl.transports.registry import MOST_PAGES, MOST_TAGS, Registry
 from mdl.transports.token import Session, challenges
 
@@ -426,6 +427,17 @@ def test_a_registry_on_this_machine_may_speak_https_only(
         assert "not trusted" in failure(opened(encrypted.host, "org/m", settings)).message
         trusting = replace(settings, insecure=(encrypted.host,))  # plain http is tried first here
         assert opened(encrypted.host, "org/m", trusting).document("v1")
+
+
+def test_a_hub_of_one_s_own_authority_is_trusted_too(
+    authority: tuple[trustme.CA, str], tmp_path: Path, settings: Settings
+) -> None:
+    with RealRegistry(tmp_path / "encrypted", authority=authority[0]) as encrypted:  # which is no hub
+        there = replace(settings, hf_endpoint=f"https://{encrypted.host}")
+        with pytest.raises(NetworkError, match="not trusted"):
+            HuggingFace(there).manifest(Reference.parse("org/m"))
+        with pytest.raises(NetworkError, match="answered 404"):
+            HuggingFace(replace(there, ca=authority[1])).manifest(Reference.parse("org/m"))
 
 
 def test_a_file_of_authorities_that_is_none_is_said(tmp_path: Path, settings: Settings) -> None:

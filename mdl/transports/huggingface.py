@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import httpx2
 from huggingface_hub import HfApi, constants, errors, get_token, set_client_factory
@@ -35,7 +35,7 @@ from mdl.filename import role
 from mdl.model import File, Manifest, Revision, refuse_twins
 from mdl.readme import MOST_READ, introduction
 from mdl.reference import Reference, show
-from mdl.remote import Client, Limits, Remote, Response, origin_of, shown
+from mdl.remote import Client, Limits, Remote, Response, Trust, origin_of, shown
 from mdl.transports import hubcard
 from mdl.variants import Choice, choices, choose, labels
 
@@ -52,7 +52,8 @@ _LIMITS = Limits(retries=3, backoff=0.5, longest_wait=30)
 MOST_SHOWN = 12  # names in a hint
 MOST_REFS = 1000  # branches and tags of a card
 SHORTEST_COMMIT = 7
-_HUB = "X-Mdl-Hub"  # tells the wire whose request it is, and goes no further
+# What tells the wire whose request it is and whom to trust for it; these headers go no further.
+_HUB, _CA = "X-Mdl-Hub", "X-Mdl-Ca"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _UNDERSTOOD = ("content-type", "link", "x-error-code", "x-error-message")
 _STUMBLES = (ValueError, TypeError, LookupError, AttributeError, RecursionError, httpx2.InvalidURL)
@@ -80,7 +81,8 @@ class HuggingFace:
         self._endpoint = settings.hf_endpoint
         _origin(self._endpoint)
         self._token = _token()
-        self._api = HfApi(self._endpoint, self._token or False, headers={_HUB: self._endpoint})
+        self._ca = settings.ca
+        self._api = _api(settings, self._token)
 
     def manifest(self, reference: Reference) -> Manifest:
         """What a repository has under this reference, at one commit for all files.
@@ -147,7 +149,7 @@ class HuggingFace:
 
     def _about(self, reference: Reference, tree: "Tree") -> About:
         """What the owner and the hub say. What of it cannot be had is left out: the files count."""
-        client = Client(_LIMITS)
+        client = Client(_LIMITS, trust=Trust(self._ca))
         place = f"{self._endpoint}/api/models/{reference.path}/revision/{tree.revision.commit}"
         query = "&".join(f"expand={name}" for name in hubcard.EXPAND.split())
         about = hubcard.about(_json(client.get(self._at(f"{place}?{query}"), LARGEST_ANSWER)))
@@ -373,12 +375,17 @@ def _origin(endpoint: str) -> tuple[str, str, int]:
     raise UsageError("HF_ENDPOINT is not the address of a hub", hint="write it as https://host, and no more")
 
 
+def _api(settings: "Settings", token: str | None) -> HfApi:
+    told = {_HUB: settings.hf_endpoint, _CA: quote(settings.ca)}
+    return HfApi(settings.hf_endpoint, token or False, headers=told)
+
+
 def keep_token(token: str, settings: "Settings") -> str:
     """Store a token where `hf auth login` does, once the hub says whose it is; that name. Raises AuthError,
     NetworkError, DiskError."""
     _origin(settings.hf_endpoint)
     _refuse_odd(token)
-    api = HfApi(settings.hf_endpoint, token, headers={_HUB: settings.hf_endpoint})
+    api = _api(settings, token)
     try:
         name = str(api.whoami()["name"])
     except errors.HfHubHTTPError as error:
@@ -444,7 +451,7 @@ class _Wire(httpx2.BaseTransport):
     or a link to the next page says, since every request may bring the token."""
 
     def __init__(self) -> None:
-        self._client = Client(_LIMITS)
+        self._clients: dict[str, Client] = {}
         self._plain = httpx2.HTTPTransport()
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
@@ -456,7 +463,7 @@ class _Wire(httpx2.BaseTransport):
         headers = {
             name: request.headers[name] for name in ("Authorization", "Accept") if name in request.headers
         }
-        answer = self._client.get(Remote(url, headers), LARGEST_ANSWER)
+        answer = self._client(unquote(request.headers.get(_CA, ""))).get(Remote(url, headers), LARGEST_ANSWER)
         if answer.body.lstrip()[:1] == b"<" and answer.status < 400:
             raise NetworkError(
                 f"{shown(answer.url)} answered with a web page",
@@ -466,6 +473,11 @@ class _Wire(httpx2.BaseTransport):
         if answer.body.strip() == b"[]":
             kept.pop("link", None)  # empty pages could go on for ever
         return httpx2.Response(answer.status, headers=kept, content=answer.body, request=request)
+
+    def _client(self, ca: str) -> Client:
+        if ca not in self._clients:
+            self._clients[ca] = Client(_LIMITS, trust=Trust(ca))
+        return self._clients[ca]
 
 
 _WIRE = _Wire()
