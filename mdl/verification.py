@@ -100,7 +100,7 @@ class Verification:
     findings: list[Finding] = field(default_factory=list)
     chosen: Contents = field(default_factory=dict)
     wrong: list[tuple[str, os.stat_result]] = field(default_factory=list)
-    looked: dict[Path, int | None] = field(default_factory=dict)
+    looked: dict[Path, tuple[int, int] | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         names = [name for model in self.models for name in self._look_at(model)]
@@ -156,7 +156,7 @@ class Verification:
     def _look_at_file(self, model: Model, file: File) -> Iterator[Name]:
         path = model.folder / file.name
         status = _status(path)
-        self.looked[path] = status and status.st_ino
+        self.looked[path] = _identity(status)
         if status is None:
             return self._find("missing", path, "it is missing", model)
         if not stat.S_ISREG(status.st_mode):
@@ -200,7 +200,7 @@ class Verification:
             return True
         current = self.store.find(model.reference)
         unchanged = current is not None and current.files == model.files
-        return unchanged and self.looked[finding.path] == _inode(finding.path)
+        return unchanged and self.looked[finding.path] == _identity(_status(finding.path))
 
     def _find(self, kind: str, path: Path, what: str, model: Model | None) -> None:
         self.findings.append(Finding(kind, path, what, model, _mend(kind, model)))
@@ -248,7 +248,9 @@ class Verification:
     def _mark_all(self) -> None:
         """Mark what is damaged, unless somebody has mended it meanwhile, and nothing that is right again."""
         found = {finding.path for finding in self.findings if finding.is_damage}
-        damaged = {path for path in found if path in self.looked and self.looked[path] == _inode(path)}
+        damaged = {
+            path for path in found if path in self.looked and self.looked[path] == _identity(_status(path))
+        }
         read = {name.path for names in self.chosen.values() for name in names}
         for model in self.models:
             places = {file.name: model.folder / file.name for file in model.files}
@@ -329,9 +331,9 @@ def _status(path: Path) -> os.stat_result | None:
         return None
 
 
-def _inode(path: Path) -> int | None:
-    status = _status(path)
-    return status and status.st_ino
+def _identity(status: os.stat_result | None) -> tuple[int, int] | None:
+    """Which file it is. The number of one that is gone may be another's a moment later, with another time."""
+    return status and (status.st_ino, status.st_mtime_ns)
 
 
 def _history(store: Store) -> dict[str, float]:
