@@ -94,7 +94,10 @@ def wants_color() -> bool:
 def with_flags(settings: Settings, **flags: Any) -> Settings:
     """Flags go before everything else; None is a flag that was not given."""
     given = {name: value for name, value in flags.items() if value is not None}
-    return replace(settings, **{name: _parse(name, value, f"--{name}") for name, value in given.items()})
+    return replace(
+        settings,
+        **{name: _parse(name, value, f"--{name.replace('_', '-')}") for name, value in given.items()},
+    )
 
 
 def save_alias(name: str, model: str | None) -> None:

@@ -691,5 +691,7 @@ def _deepest(error: BaseException) -> BaseException:
 
 
 def _words(error: BaseException) -> str:
+    if type(error).__name__ == "IncompleteRead":  # of urllib3 and of http.client; both only count bytes
+        return "it ended early"
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return str(text).splitlines()[0][:120].lower()

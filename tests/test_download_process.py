@@ -21,11 +21,13 @@ import json, signal, sys
 from pathlib import Path
 from mdl.download import Downloader, Expected, Limits, Remote
 from mdl.errors import MdlError
+from mdl.traffic import Traffic
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have started us with it ignored
 limits = Limits(block=1 << 20, enough=1e12, connections=4, chunk=256 << 10, backoff=0.01, retries=1)
 expected = Expected(sha256=sys.argv[3] or None)
 try:
-    received = Downloader(limits, proxies={}).fetch("x", Remote(sys.argv[1]), expected, Path(sys.argv[2]))
+    downloader = Downloader(limits, proxies={}, traffic=Traffic(int(sys.argv[4])))
+    received = downloader.fetch("x", Remote(sys.argv[1]), expected, Path(sys.argv[2]))
     print(json.dumps({"transferred": received.transferred}))
 except MdlError as error:
     print(json.dumps({"code": error.code, "message": error.message, "hint": error.hint}))
@@ -40,9 +42,9 @@ def server():
         yield server
 
 
-def command(server, path, content, prefix=()):
+def command(server, path, content, prefix=(), rate=0):
     digest = hashlib.sha256(content).hexdigest() if content else ""
-    return [*prefix, sys.executable, "-c", CHILD, server.url(), str(path), digest]
+    return [*prefix, sys.executable, "-c", CHILD, server.url(), str(path), digest, str(rate)]
 
 
 def outcome(server, path, content, prefix=()):
@@ -102,11 +104,11 @@ def drip(request, honest):
     return replace(honest, slow_headers=0.5)
 
 
-@pytest.mark.parametrize("behaviour", [rated(1e5), stall, drip])
-def test_an_interrupt_ends_it_at_once_and_keeps_what_has_come(tmp_path, server, behaviour):
+@pytest.mark.parametrize(("behaviour", "rate"), [(rated(1e5), 0), (stall, 0), (drip, 0), (None, 10_000)])
+def test_an_interrupt_ends_it_at_once_and_keeps_what_has_come(tmp_path, server, behaviour, rate):
     path = tmp_path / "partial"
     server.put(DATA, always=behaviour)
-    child = subprocess.Popen(command(server, path, DATA), stderr=subprocess.DEVNULL)
+    child = subprocess.Popen(command(server, path, DATA, rate=rate), stderr=subprocess.DEVNULL)
     wait_until(lambda: server.requests and (held(path) or server.files["/file"].always is drip))
     time.sleep(0.2)
     started = time.monotonic()
