@@ -10,14 +10,15 @@ import os
 import sys
 import tarfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, cast
 
 from mdl.errors import IntegrityError
 from mdl.filename import role
-from mdl.model import File
+from mdl.model import AT_FAULT, File, refuse_twins
 from mdl.partial import disk_errors, require_space
 from mdl.reference import show
 
@@ -30,16 +31,16 @@ LARGEST_READ = 1 << 20  # bytes at a time; headers are smaller, and a large one 
 LARGEST_WINDOW = 27  # as a power of two, of what zstd has to remember: 128 MB, the most that it promises
 
 Failures = tuple[type[Exception], ...]
-Kept = Callable[[Path, File], object]
 
 
-def unpack(archive: Path, described: File, into: Path, keep: Kept) -> tuple[File, ...]:
-    """Take an archive apart: each file is written into the folder `into`, synced, and given to `keep`.
+def unpack(archive: Path, described: File, into: Path) -> tuple[tuple[Path, File], ...]:
+    """Take an archive apart: each file is written into the folder `into`, and synced.
 
-    The files, in their order, with what they came in. Raises IntegrityError for an archive that is broken,
-    grows beyond measure, or holds anything but files and folders; DiskError.
+    Where they are and what they are, in their order, with what they came in. Raises IntegrityError for an
+    archive that is broken, grows beyond measure, or holds a name twice or anything but files and folders;
+    DiskError.
     """
-    found: list[File] = []
+    found: list[tuple[Path, File]] = []
     image = described.role == "image"
     try:
         with _opened(archive, described) as tar:
@@ -49,11 +50,13 @@ def unpack(archive: Path, described: File, into: Path, keep: Kept) -> tuple[File
                     continue
                 require_space(into, member.size)
                 path = into / str(number)
-                file = _extract(tar, member, path, File(name, member.size, role=role(name)), described)
-                keep(path, file)
-                found.append(file)
+                file = File(name, member.size, role=role(name), archive=described.sha256)
+                found.append((path, _extract(tar, member, path, file, described)))
+    except RecursionError:  # tarfile reads a header that another one announces by calling itself
+        raise _broken(described, "its headers have no end") from None
     except (tarfile.TarError, ValueError, OverflowError) as error:
         raise _broken(described, str(error) or "it ends too early") from None
+    refuse_twins(file for _, file in found)
     return tuple(found)
 
 
@@ -80,9 +83,7 @@ def _name(member: tarfile.TarInfo, image: bool) -> str | None:
         return inside.removeprefix(MODELS) if is_model else None
     if not member.isreg() or member.sparse is not None:
         kind = "link" if member.issym() or member.islnk() else "special file"
-        raise IntegrityError(
-            f"an archive holds a {kind}: {show(member.name)}", hint="who pushed it is at fault"
-        )
+        raise IntegrityError(f"an archive holds a {kind}: {show(member.name)}", AT_FAULT)
     return name
 
 
@@ -99,7 +100,7 @@ def _extract(tar: tarfile.TarFile, member: tarfile.TarInfo, path: Path, file: Fi
         os.fsync(target.fileno())
     if left:
         raise _broken(described, "it ends too early")
-    return File(file.name, member.size, digest.hexdigest(), role=file.role, archive=described.sha256)
+    return replace(file, sha256=digest.hexdigest())
 
 
 @contextmanager
@@ -169,5 +170,5 @@ class _Bounded(io.RawIOBase):
 def _broken(described: File, reason: str) -> IntegrityError:
     return IntegrityError(
         f"the archive {show(described.name)} cannot be taken apart: {show(reason, 100)[1:-1]}",
-        hint="who pushed it is at fault",
+        hint=AT_FAULT,
     )

@@ -7,13 +7,13 @@ import contextlib
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mdl.errors import Busy, IntegrityError, MdlError
+from mdl.errors import Busy, IntegrityError, MdlError, UnsupportedModel
 from mdl.model import METADATA_NAME, File, Manifest, Model, from_document, refuse_twins
 from mdl.partial import publish, require_space
 from mdl.reference import show
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 TRIES = 3  # each after somebody removed what had just been fetched
 CHUNK = 1 << 20
+WEIGHTS = ("weights", "adapter", "projector")  # roles of which a version has one at least
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +78,11 @@ class Fetcher:
     def fetch_to(self, manifest: Manifest, folder: Path) -> Model:
         """The version as plain files in a folder of the user's, past the cache. What is right there stays."""
         with disk_errors(folder), self._workplace(folder) as work:
-            settled = _expanded(
-                self._settle(manifest), _recorded(folder), lambda file: _is_intact(folder / file.name, file)
-            )
+            settled = self._settle(manifest)
+            if recorded := _recorded(folder):
+                settled = _expanded(
+                    manifest, settled, recorded, lambda file: _is_intact(folder / file.name, file)
+                )
             wanted = [file for file in settled if not _is_intact(folder / file.name, file)]
             missing = [file for file in wanted if not self._copied(file, folder, work)]
             received = self._receive(manifest, missing, lambda key: work / f"{key}.partial")
@@ -91,7 +94,9 @@ class Fetcher:
                     settle = partial(self._unpack_to, folder, same[0], unpacked)
                 publish(work / f"{key}.partial", content.inode, settle)
             files = _unpacked(
-                [_with_content(file, received.get(_key(manifest, file))) for file in settled], unpacked
+                manifest,
+                [_with_content(file, received.get(_key(manifest, file))) for file in settled],
+                unpacked,
             )
             model = _model(manifest, [_digested(file, folder) for file in files], folder)
             (folder / METADATA_NAME).unlink(missing_ok=True)
@@ -116,9 +121,10 @@ class Fetcher:
 
         into = whole.with_name(f"{unique()}.unpacked")
         into.mkdir()
-        unpacked[archive.sha256 or ""] = unpack(
-            whole, archive, into, lambda path, file: _appear(path, folder / file.name)
-        )
+        found = unpack(whole, archive, into)
+        for path, file in found:
+            _appear(path, folder / file.name)
+        unpacked[archive.sha256 or ""] = tuple(file for _, file in found)
         whole.unlink()
 
     def _copied(self, file: File, folder: Path, work: Path) -> bool:
@@ -172,12 +178,13 @@ class Fetcher:
         ]
         if force or not any(file.is_archive for file in settled):
             return settled
+        current = self.store.find(manifest.reference)
         for version in self.store.versions(manifest.reference):
-            is_sound = partial(self.store.has_sound_blob, model=version)
-            expanded = _expanded(settled, version.files, is_sound)
-            if expanded != settled:
-                return expanded
+            settled = _expanded(manifest, settled, version, partial(self._is_sound, (version, current)))
         return settled
+
+    def _is_sound(self, models: Iterable[Model | None], file: File) -> bool:
+        return all(self.store.has_sound_blob(file, model) for model in models)
 
     def _complete(self, manifest: Manifest, trusted: Mapping[str, bool], *, force: bool) -> list[File]:
         """The files with their digests, once the contents of all of them are blobs."""
@@ -196,14 +203,19 @@ class Fetcher:
         for key, content in received.items():
             keep: Callable[[Path], object] = partial(self.store.keep, sha256=content.sha256, anew=key in anew)
             if archive := archives.get(key):
-                keep = partial(self._unpack, archive, unpacked, current)
+                keep = partial(self._unpack, archive, unpacked, None if force else current, force)
             publish(paths[key], content.inode, keep)
         return _unpacked(
-            [_with_content(file, received.get(_key(manifest, file))) for file in settled], unpacked
+            manifest, [_with_content(file, received.get(_key(manifest, file))) for file in settled], unpacked
         )
 
     def _unpack(
-        self, archive: File, unpacked: dict[str, tuple[File, ...]], current: Model | None, whole: Path
+        self,
+        archive: File,
+        unpacked: dict[str, tuple[File, ...]],
+        current: Model | None,
+        force: bool,
+        whole: Path,
     ) -> None:
         """Make blobs of what is in an archive, which is not kept itself."""
         from mdl.archive import unpack
@@ -211,13 +223,12 @@ class Fetcher:
         into = self.store.incoming / f"{unique()}.unpacked"
         with disk_errors(into):
             into.mkdir()
-
-        def keep(path: Path, file: File) -> None:
-            anew = self.store.has_blob(file) and not self.store.has_sound_blob(file, current)
-            self.store.keep(path, file.sha256 or "", anew=anew)
-
         try:
-            unpacked[archive.sha256 or ""] = unpack(whole, archive, into, keep)
+            found = unpack(whole, archive, into)
+            for path, file in found:
+                damaged = self.store.has_blob(file) and not self.store.has_sound_blob(file, current)
+                self.store.keep(path, file.sha256 or "", anew=force or damaged)
+            unpacked[archive.sha256 or ""] = tuple(file for _, file in found)
         finally:
             shutil.rmtree(into, ignore_errors=True)
         whole.unlink()
@@ -263,30 +274,40 @@ class Fetcher:
         return same and self.store.is_whole(current)
 
 
-def _expanded(settled: list[File], known: Sequence[File], is_sound: Callable[[File], bool]) -> list[File]:
+def _expanded(
+    manifest: Manifest, settled: list[File], known: Model, is_sound: Callable[[File], bool]
+) -> list[File]:
     """The files, with what was in an archive in its place where all of that is known and sound."""
+    same = bool(manifest.revision.commit) and known.revision.commit == manifest.revision.commit
+    has_all = same and not known.partial  # then an archive of which nothing is known held nothing of use
     found: list[File] = []
     for file in settled:
-        members = [member for member in known if member.archive and member.archive == file.sha256]
-        found += members if members and all(map(is_sound, members)) else [file]
+        members = [member for member in known.files if member.archive and member.archive == file.sha256]
+        is_known = file.is_archive and (has_all or bool(members))
+        found += members if is_known and all(map(is_sound, members)) else [file]
     return found
 
 
-def _unpacked(files: list[File], unpacked: Mapping[str, tuple[File, ...]]) -> list[File]:
-    """The files, with what was in an archive in its place."""
+def _unpacked(manifest: Manifest, files: list[File], unpacked: Mapping[str, tuple[File, ...]]) -> list[File]:
+    """The files, with what was in an archive in its place. Raises UnsupportedModel if none is of use."""
     found = [one for file in files for one in unpacked.get(file.sha256 or "", (file,))]
     refuse_twins(found)
+    if unpacked and not manifest.partial and not any(file.role in WEIGHTS for file in found):
+        names = ", ".join(file.name for file in found[:4]) or "nothing"
+        raise UnsupportedModel(
+            f"{manifest.reference} holds no weights: {show(names, 120)}", hint="mdl fetches language models"
+        )
     return found
 
 
-def _recorded(folder: Path) -> tuple[File, ...]:
+def _recorded(folder: Path) -> Model | None:
     """What an earlier download has recorded of a user's folder."""
     import tomllib
 
     try:
-        return from_document(tomllib.loads((folder / METADATA_NAME).read_text()), folder).files
+        return from_document(tomllib.loads((folder / METADATA_NAME).read_text()), folder)
     except (OSError, MdlError, UnicodeDecodeError, tomllib.TOMLDecodeError):
-        return ()
+        return None
 
 
 def _key(manifest: Manifest, file: File) -> str:

@@ -1,6 +1,7 @@
 """What is known of a model: frozen records that check themselves. Knows no disk and no network."""
 
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -12,6 +13,7 @@ from mdl.reference import ONE_VERSION, ONLY, UNKNOWN_VERSION, Reference, show
 
 SCHEMA = 1
 METADATA_NAME = ".metadata"
+AT_FAULT = "who published it is at fault"
 _TO_READ = ("readme", "license", "other")  # roles of files that nothing is run with
 _SHA256 = r"[0-9a-f]{64}"
 _GIT_ID = r"[0-9a-f]{40}"
@@ -42,9 +44,13 @@ class File:
             or len(self.name.encode()) > 1024
         )
         if bad or path.is_absolute() or not path.parts or str(path) != self.name or ".." in path.parts:
-            raise IntegrityError(f"a file of the model has a name that is not safe: {show(self.name)}")
+            raise IntegrityError(
+                f"a file of the model has a name that is not safe: {show(self.name)}", AT_FAULT
+            )
         if path.parts[0].casefold() == METADATA_NAME or any(len(p.encode()) > 255 for p in path.parts):
-            raise IntegrityError(f"a file of the model has a name that is not allowed: {show(self.name)}")
+            raise IntegrityError(
+                f"a file of the model has a name that is not allowed: {show(self.name)}", AT_FAULT
+            )
         if self.size is not None and (not isinstance(self.size, int) or self.size < 0):
             raise IntegrityError(f"{show(self.name)} has an impossible size: {self.size}")
         if self.sha256 is not None and not re.fullmatch(_SHA256, self.sha256):
@@ -56,13 +62,27 @@ class File:
 
 
 def refuse_twins(files: Iterable[File]) -> None:
-    """Raise IntegrityError for two files that are one, on this or on another file system."""
+    """Raise IntegrityError for two files that are one, or a file that is another's folder, on this or on
+    another file system."""
     seen: dict[str, str] = {}
     for file in files:
-        other = seen.get(file.name.casefold())
-        if other is not None:
-            raise IntegrityError(f"{show(other)} and {show(file.name)} would be one file on some systems")
-        seen[file.name.casefold()] = file.name
+        name = _folded(file.name)
+        if name in seen:
+            raise _twins(seen[name], file.name, "one file")
+        seen[name] = file.name
+    for name, spelled in seen.items():
+        for folder in PurePosixPath(name).parents:
+            if str(folder) in seen:
+                raise _twins(seen[str(folder)], spelled, "a file and a folder of one name")
+
+
+def _folded(name: str) -> str:
+    """As file systems compare names that tell neither case nor composed characters apart."""
+    return unicodedata.normalize("NFC", name.casefold())
+
+
+def _twins(one: str, other: str, what: str) -> IntegrityError:
+    return IntegrityError(f"{show(one)} and {show(other)} would be {what} on some systems", hint=AT_FAULT)
 
 
 class Revision(NamedTuple):

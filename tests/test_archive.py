@@ -52,10 +52,9 @@ class Unpacked:
         place.write_bytes(content)
         into = folder / "into"
         into.mkdir(exist_ok=True)
-        self.files = unpack(place, described(content, name, role), into, self._keep)
-
-    def _keep(self, path: Path, file: File) -> None:
-        self.contents[file.name] = path.read_bytes()
+        found = unpack(place, described(content, name, role), into)
+        self.files = tuple(file for _, file in found)
+        self.contents = {file.name: path.read_bytes() for path, file in found}
 
 
 def refused(folder: Path, content: bytes, name: str = "layer.tar") -> MdlError:

@@ -24,23 +24,25 @@ TITLE = "org.opencontainers.image.title"
 NAMES = ("org.cncf.model.filepath", "org.cnai.model.filepath", TITLE)  # the first that is there counts
 UNPACK = "io.deis.oras.content.unpack"  # a titled layer that is an archive
 MODEL_MARK = "org.cnai.model.model"  # by which an index says which of its manifests is the model
-DOCKER_LAYER = "application/vnd.docker.ai."
 IMAGE_CONFIGS = ("application/vnd.oci.image.config.v1+json", "application/vnd.docker.container.image.v1+json")
 IMAGE_LAYERS = re.compile(r"application/vnd\.(oci\.image\.layer\.v1|docker\.image\.rootfs\.diff)\.tar.*")
 IMAGE_LABEL = "org.containers.type"  # of an image that ramalama has made
 IMAGE_MODEL = "ai.image.model"
 
-# What it is, by the beginning of its artifactType or of the type of its configuration.
-KINDS = {
+# What it is, by the beginning of its artifactType, of the type of its configuration or of its first layer.
+MODELS = {
     "application/vnd.cncf.model.": "a ModelPack",
     "application/vnd.cnai.model.": "a ModelPack",
-    "application/vnd.docker.ai.model.": "a model of Docker's",
+    "application/vnd.docker.ai.": "a model of Docker's",
     "application/vnd.kitops.modelkit.": "a ModelKit",
+}
+OTHERS = {
     "application/vnd.cncf.helm.": "a Helm chart",
     "application/vnd.dev.cosign.": "a signature",
     "application/vnd.dev.sigstore.": "a signature",
     "application/vnd.in-toto": "an attestation",
     "application/vnd.wasm.": "a WebAssembly module",
+    "application/wasm": "a WebAssembly module",
     "application/vnd.ollama.": "a model of Ollama's",
     "application/spdx+json": "a bill of materials",
     "application/vnd.cyclonedx": "a bill of materials",
@@ -58,6 +60,7 @@ UNNAMED = {
 }
 _PACKED = re.compile(r"[.+]tar(?:[.+](gzip|zstd))?$")
 _BESIDE = re.compile(r"vnd\.(cncf\.model|cnai\.model|kitops\.modelkit)\.(dataset|code)\.")
+_NO_MODEL = "mdl fetches language models"
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 
@@ -84,15 +87,15 @@ def is_index(content: Mapping[str, Any]) -> bool:
     return "manifests" in content and "layers" not in content
 
 
-def chosen(content: Mapping[str, Any], architecture: str) -> str:
-    """The digest (`sha256:…`) of the manifest of an index that is the model.
+def chosen(content: Mapping[str, Any], architecture: str) -> Layer:
+    """The descriptor of the manifest of an index that is the model.
 
     That is the one marked so, else the only one, else of several the one for no machine in particular or for
     this one. `architecture` is the machine's, as Go calls it. Raises UnsupportedModel, IntegrityError.
     """
     entries = content.get("manifests")
     if not isinstance(entries, list) or not 0 < len(entries) <= MOST_MANIFESTS:
-        raise UnsupportedModel("an index of no use", hint="is it a model?")
+        raise UnsupportedModel("an index of no use", hint=_NO_MODEL)
     found = [(_layer(entry), _platform(entry)) for entry in entries]
     found = [(layer, place) for layer, place in found if place != "unknown"]  # attestations of docker's
     marked = [layer for layer, _ in found if layer.annotations.get(MODEL_MARK)]
@@ -100,7 +103,7 @@ def chosen(content: Mapping[str, Any], architecture: str) -> str:
     here = [layer for layer, place in found if place == architecture]
     for layers in (marked, [layer for layer, _ in found], anywhere, here):
         if len(layers) == 1:
-            return f"sha256:{layers[0].digest}"
+            return layers[0]
     raise UnsupportedModel(
         f"an index of {len(found)} manifests, of which none is the model", hint="pin one: host/path@sha256:…"
     )
@@ -115,7 +118,7 @@ def is_image(content: Mapping[str, Any]) -> bool:
     """Whether it is a container image by its form: what its configuration says has to be read."""
     config = config_of(content)
     layers = _layers(content)
-    untitled = not any(_name(layer) for layer in layers)
+    untitled = not any(name_of(layer) for layer in layers)
     image = all(IMAGE_LAYERS.fullmatch(layer.media_type) for layer in layers)
     return config is not None and config.media_type in IMAGE_CONFIGS and untitled and image
 
@@ -135,18 +138,20 @@ def read(content: Mapping[str, Any], *, image: bool = False) -> Artifact:
     be, or leads astray.
     """
     kind = kind_of(content)
+    if kind in OTHERS.values():
+        raise UnsupportedModel(kind, hint=_NO_MODEL)
     layers = _layers(content)
     beside = [layer for layer in layers if _BESIDE.search(layer.media_type)]
     packed = [layer._replace(packed=_packing(layer)) for layer in layers if layer not in beside]
     plain = [layer for layer in packed if not layer.packed]
     archives = tuple(layer for layer in packed if layer.packed)
-    if not image and any(IMAGE_LAYERS.fullmatch(layer.media_type) and not _name(layer) for layer in archives):
+    if not image and any(map(is_of_image, archives)):
         raise UnsupportedModel("a container image", hint="it holds no model that mdl knows of")
     files = _files(plain, kind)
     weights = any(role(file.name) in ("weights", "adapter", "projector") for file in files)
     if not weights and not archives:
         names = ", ".join(file.name for file in files[:4]) or "nothing"
-        raise UnsupportedModel(f"{kind} without weights: {show(names, 120)}", hint="is it a model?")
+        raise UnsupportedModel(f"{kind} without weights: {show(names, 120)}", hint=_NO_MODEL)
     left_out = f"layers of data and code left out: {len(beside)}" if beside else ""
     return Artifact(kind, files, archives, left_out)
 
@@ -156,21 +161,29 @@ def kind_of(content: Mapping[str, Any]) -> str:
     config = content.get("config")
     described = config.get("mediaType") if isinstance(config, dict) else None
     types = [kind for kind in (content.get("artifactType"), described) if isinstance(kind, str)]
-    for kind in types:
-        for beginning, words in KINDS.items():
+    for kind in (*types, *_first_type(content)):
+        for beginning, words in (MODELS | OTHERS).items():
             if kind.startswith(beginning):
                 return words
     known = next((kind for kind in types if not kind.startswith("application/vnd.oci.empty")), "")
     return f"an artifact of the type {show(known)}" if known and known not in IMAGE_CONFIGS else "an artifact"
 
 
+def _first_type(content: Mapping[str, Any]) -> list[str]:
+    """Of the first layer, by which those are known that say no more of themselves."""
+    layers = content.get("layers")
+    first = layers[0] if isinstance(layers, list) and layers else None
+    kind = first.get("mediaType") if isinstance(first, dict) else None
+    return [kind] if isinstance(kind, str) else []
+
+
 def _layers(content: Mapping[str, Any]) -> list[Layer]:
     entries = content.get("layers")
     if not isinstance(entries, list):
         kind = content.get("mediaType")
-        raise UnsupportedModel(f"no artifact: {show(str(kind))}", hint="is it a model?")
+        raise UnsupportedModel(f"no artifact: {show(str(kind))}", hint=_NO_MODEL)
     if len(entries) > MOST_LAYERS:
-        raise IntegrityError(f"{len(entries):,} layers, which no model has", hint="is it a model?")
+        raise IntegrityError(f"{len(entries):,} layers, which no model has", hint=_NO_MODEL)
     return [_layer(entry) for entry in entries]
 
 
@@ -181,13 +194,13 @@ def _layer(entry: Any) -> Layer:
     kind, digest, size = (entry.get(name) for name in ("mediaType", "digest", "size"))
     notes = entry.get("annotations") or {}
     if not (isinstance(kind, str) and isinstance(digest, str) and _DIGEST.fullmatch(digest)):
-        raise IntegrityError(
-            f"a layer named by {show(str(digest))}, which is no sha256", hint="is it a model?"
-        )
+        raise IntegrityError(f"a layer named by {show(str(digest))}, which is no sha256", hint=_NO_MODEL)
     if type(size) is not int or not 0 <= size < 1 << 50 or not isinstance(notes, dict):
-        raise IntegrityError(f"a layer of an impossible size: {show(str(size))}", hint="is it a model?")
+        raise IntegrityError(f"a layer of an impossible size: {show(str(size))}", hint=_NO_MODEL)
     if entry.get("urls") or "foreign" in kind or "nondistributable" in kind:
-        raise UnsupportedModel("a layer that is on another server", hint="mdl fetches only from the registry")
+        raise UnsupportedModel(
+            "an artifact with a layer on another server", hint="mdl fetches only from the registry"
+        )
     notes = {name: value for name, value in notes.items() if isinstance(name, str) and isinstance(value, str)}
     return Layer(kind, digest.removeprefix("sha256:"), size, notes)
 
@@ -201,17 +214,26 @@ def _packing(layer: Layer) -> str:
     """How the files of a layer are packed; "" where the layer is a file.
 
     `oras push` gives every file the type of an image's layer; what is titled so is an archive only if that is
-    said too.
+    said too, or if it is compressed and called as folders are: so oras-py pushes them. What is titled and of
+    a type that nobody knows is a file, whatever the end of the type.
     """
     match = _PACKED.search(layer.media_type)
     if match is None:
         return ""
-    if IMAGE_LAYERS.fullmatch(layer.media_type) and _name(layer) and layer.annotations.get(UNPACK) != "true":
-        return ""
+    if not layer.media_type.startswith(tuple(MODELS)):
+        title = name_of(layer)
+        folder = layer.annotations.get(UNPACK) == "true" or (match[1] and "." not in title.split("/")[-1])
+        if not IMAGE_LAYERS.fullmatch(layer.media_type) or (title and not folder):
+            return ""
     return f"tar+{match[1]}" if match[1] else "tar"
 
 
-def _name(layer: Layer) -> str:
+def is_of_image(layer: Layer) -> bool:
+    return IMAGE_LAYERS.fullmatch(layer.media_type) is not None and not name_of(layer)
+
+
+def name_of(layer: Layer) -> str:
+    """What its annotations call it, if they do."""
     return next((layer.annotations[name] for name in NAMES if layer.annotations.get(name)), "")
 
 
@@ -219,9 +241,9 @@ def _files(layers: Sequence[Layer], kind: str) -> tuple[File, ...]:
     """The files that are layers of their own, named by their annotations or by what they are for."""
     unnamed: dict[str, list[Layer]] = {}
     for layer in layers:
-        if not _name(layer):
+        if not name_of(layer):
             unnamed.setdefault(_plain_name(layer, kind), []).append(layer)
-    names = {id(layer): _name(layer) for layer in layers if _name(layer)}
+    names = {id(layer): name_of(layer) for layer in layers if name_of(layer)}
     for name, same in unnamed.items():
         for number, layer in enumerate(same, start=1):
             names[id(layer)] = _numbered(name, number, len(same))
@@ -235,7 +257,7 @@ def _plain_name(layer: Layer, kind: str) -> str:
     if not name:
         raise UnsupportedModel(
             f"{kind} with a layer of the type {show(layer.media_type)}, which has no name",
-            hint="is it a model?",
+            hint=_NO_MODEL,
         )
     return name
 
@@ -253,5 +275,6 @@ def _file(name: str, layer: Layer) -> File:
 
 
 def within(reference: object, failure: MdlError) -> MdlError:
-    """The same failure, about a reference."""
-    return type(failure)(f"{reference} is {failure.message}", failure.hint)
+    """The same failure, about a reference: what is wrong with it, or else what it is."""
+    joint = ":" if isinstance(failure, IntegrityError) else " is"
+    return type(failure)(f"{reference}{joint} {failure.message}", failure.hint)

@@ -8,19 +8,20 @@ import platform
 from typing import TYPE_CHECKING
 
 from mdl.card import About, Card, of_manifest, section
-from mdl.errors import IntegrityError, MdlError, UnsupportedModel
-from mdl.model import File, Manifest, Revision
-from mdl.reference import ONLY, Reference
+from mdl.errors import IntegrityError, MdlError, UnsupportedModel, UsageError
+from mdl.model import AT_FAULT, File, Manifest, Revision
+from mdl.reference import ONLY, Reference, show
 from mdl.transports import artifact, artifactcard
 from mdl.transports.artifact import Artifact, Layer
 from mdl.transports.registry import Document, Registry
-from mdl.variants import choose
+from mdl.variants import choose, variants
 
 if TYPE_CHECKING:
     from mdl.config import Settings
     from mdl.remote import Remote
 
 LARGEST_CONFIG = 1 << 20  # bytes that are read for what a publisher says
+MOST_SHOWN = 12  # names in a note
 DEEPEST = 2  # indexes in indexes
 PIN_DIGITS = 12  # of a digest that stands for the version of what is pinned and has no tag
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}  # as Go calls them
@@ -88,8 +89,12 @@ class Oci:
         for _ in range(DEEPEST):
             if not artifact.is_index(document.content):
                 break
-            digest = artifact.chosen(document.content, _architecture())
-            document = self._registry(reference).document(digest)
+            entry = artifact.chosen(document.content, _architecture())
+            document = self._registry(reference).document(f"sha256:{entry.digest}")
+            if document.size != entry.size:
+                raise IntegrityError(
+                    f"its manifest has {document.size} bytes, {entry.size} were promised", hint=AT_FAULT
+                )
         image = artifact.is_image(document.content)
         return artifact.read(document.content, image=image and self._holds_model(reference, document))
 
@@ -119,24 +124,29 @@ def _revision(reference: Reference, document: Document) -> Revision:
 
 def _chosen(found: Artifact, reference: Reference) -> tuple[tuple[File, ...], str]:
     """The files to fetch, and what was chosen or left out. Of several quantizations one is taken, as of a
-    repository on a hub."""
+    repository on a hub; where nothing tells which of several models is meant, all are."""
     archives = tuple(_archive(layer) for layer in found.archives)
-    if not found.files:
-        return archives, found.left_out
     sizes = {file.name: file.size or 0 for file in found.files}
-    choice = choose(sizes, None, reference.version or ONLY)
-    assert choice is not None
-    files = tuple(
-        file for file in found.files if file.name in choice.files or not file.name.lower().endswith(".gguf")
-    )
-    return (*files, *archives), "; ".join(filter(None, (choice.note, found.left_out)))
+    wanted, note = set(sizes), ""
+    if models := variants(sizes):
+        try:
+            choice = choose(sizes, None, reference.version or ONLY)
+        except UsageError:
+            names = ", ".join(model.stem for model in models[:MOST_SHOWN])
+            note = f"{show(names, 200)} are {len(models)} models: all come, --include would choose"
+        else:
+            assert choice is not None
+            wanted = {name for name in sizes if not name.lower().endswith(".gguf")} | set(choice.files)
+            note = choice.note
+    files = tuple(file for file in found.files if file.name in wanted)
+    return (*files, *archives), "; ".join(filter(None, (note, found.left_out)))
 
 
 def _archive(layer: Layer) -> File:
     """An archive as a file that is to be taken apart."""
     from mdl.archive import SUFFIXES
 
-    image = artifact.IMAGE_LAYERS.fullmatch(layer.media_type) and artifact.UNPACK not in layer.annotations
+    image = artifact.IMAGE_LAYERS.fullmatch(layer.media_type) and not artifact.name_of(layer)
     name = f"layer-{layer.digest[:PIN_DIGITS]}{SUFFIXES[layer.packed]}"
     return File(name, layer.size, layer.digest, role="image" if image else "archive")
 
