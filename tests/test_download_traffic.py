@@ -103,11 +103,17 @@ def test_files_get_equal_shares_of_the_rate(tmp_path, server):
 
 
 def test_a_rate_far_below_the_least_speed_gets_there(tmp_path, server):
-    """Nobody is dropped for a slowness that is ours, however many connections there could be."""
-    data, log = DATA[:30_000], Log()
+    """Nobody is dropped for a slowness that is ours, however many share the rate."""
+    log, traffic, threads = Log(), Traffic(10_000), []
     limits = replace(QUICK, window=0.3, min_speed=20_000, read_timeout=0.5)
-    Downloader(limits, log, {}, traffic=Traffic(10_000)).fetch_all(jobs(server, tmp_path, 1, data))
-    assert not log.retries and len(server.requests) == 1
+    for work in jobs(server, tmp_path, 8, DATA[:3000]):
+        downloader = Downloader(limits, log, {}, traffic=traffic)
+        threads.append(threading.Thread(target=downloader.fetch_all, args=([work],)))
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert log.count == 8 * 3000 and not log.retries and len(server.requests) == 8
 
 
 def test_a_server_that_drips_is_dropped_under_a_rate_too(tmp_path, server):
@@ -134,8 +140,8 @@ def test_the_rate_holds_on_the_wire_too(tmp_path, server):
     crossed = []
     timer = threading.Timer(2, lambda: crossed.append(sum(map(acknowledged, server.connections))))
     timer.start()
-    fetch_for(2.2, Downloader(proxies={}, traffic=Traffic(500_000)), jobs(server, tmp_path, 1))
-    assert 0.9 * 1_000_000 < crossed[0] < 1.35 * 1_000_000
+    fetch_for(2.2, Downloader(proxies={}, traffic=Traffic(50_000)), jobs(server, tmp_path, 1))
+    assert 0.9 * 100_000 < crossed[0] < 1.4 * 100_000
 
 
 def acknowledged(connection):
@@ -159,6 +165,12 @@ def test_readers_together_never_take_much_at_once():
         assert taken <= 250_000
 
 
+def test_nothing_is_saved_up_before_the_first_byte():
+    rate = Rate(1_000_000)
+    with rate.reader():
+        assert rate.pay(100_000) > 0.09
+
+
 def test_no_limit_costs_no_wait():
     rate = Rate()
     assert (rate.portion(1 << 20), rate.pay(10**12), rate.reached) == (1 << 20, 0, False)
@@ -180,11 +192,12 @@ AWAYS = {
 @pytest.mark.parametrize("away", AWAYS)
 def test_a_server_that_wants_few_connections_works_at_its_full_speed(tmp_path, server, away, admits):
     server.admits, server.away, log = admits, AWAYS[away], Log()
-    work = jobs(server, tmp_path, 1, always=rated(8e6))
+    data = DATA[: 12 * PIECE]
+    work = jobs(server, tmp_path, 1, data, always=rated(8e6))
     began = time.monotonic()
     Downloader(QUICK, log, {}).fetch_all(work)
-    assert work[0].partial.read_bytes() == DATA
-    best = len(DATA) / 8e6 / admits
+    assert work[0].partial.read_bytes() == data
+    best = len(data) / 8e6 / admits
     assert time.monotonic() - began < 1.5 * best + 1
     assert not log.retries
     assert away == "queue" or len(server.refused) <= 8
@@ -333,5 +346,6 @@ def test_a_pause_halves_the_connections_and_calm_brings_them_back():
     simulation = Simulation(each=1e6, total=1e9)
     simulation.run(2)
     simulation.host.refused(simulation.now, simulation.now, 1)
+    assert simulation.run(0.9) == 1
     assert simulation.run(1) == 16
     assert 17 <= simulation.run(60) <= 24
