@@ -393,21 +393,36 @@ class _Writer:
 
     def _range(self, node: Range, scope: _Scope) -> Iterator[str]:
         value = self._value(node.value, scope)
+        _expect(_is_many(value), "it goes through what is no list")
+        if not node.otherwise:
+            yield from self._loop(node, value, scope)
+            return
+        _expect(
+            not _jumps(node.otherwise), "it leaves the else of a range, which Go does in a way of its own"
+        )
+        # The else of Jinja's loops also runs when the first round ends early.
+        items = Typed(f"items_{next(self._numbers)}", value.type)
+        yield f"{{%- set {items.text} = {value.text} -%}}"
+        yield f"{{%- if {items.text} -%}}"
+        yield from self._loop(node, items, scope)
+        yield from self._otherwise(node.otherwise, scope)
+        yield "{%- endif -%}"
+
+    def _loop(self, node: Range, value: Typed, scope: _Scope) -> Iterator[str]:
         number = next(self._numbers)
         key, item = f"key_{number}", f"item_{number}"
-        _expect(_is_many(value), "it goes through what is no list")
         inner = scope.within(Typed(item, _OBJECTS.get(value.type, value.type[1:])))
         if value.type in _OBJECTS:
+            kind = "string"
             yield f"{{%- for {key}, {item} in {value.text}|dictsort(true) -%}}"
         else:
+            kind = "int"
             yield f"{{%- for {item} in {value.text} -%}}"
             yield f"  {{%- set {key} = loop.index0 -%}}"
-        kind = "string" if value.type in _OBJECTS else "int"
         for name, typed in ((node.index, Typed(key, kind)), (node.variable, inner.dot)):
             if name:
                 yield f"  {self._declare(name, typed, inner)}"
         yield from self._indented(node.body, inner)
-        yield from self._otherwise(node.otherwise, scope)
         yield "{%- endfor -%}"
 
     def _set(self, node: Set, scope: _Scope) -> str:
@@ -463,6 +478,11 @@ class _Writer:
         if (empty := _empty(kind)) and key not in ("role", "content"):
             return Typed(f"({text} or {empty})", kind)  # what a request leaves out is empty in Go
         return Typed(text, kind)
+
+
+def _jumps(nodes: list[Node]) -> bool:
+    inner = (body for node in nodes for body in _bodies(node))
+    return any(isinstance(node, Jump) for node in nodes) or any(map(_jumps, inner))
 
 
 def _reassigned(nodes: list[Node]) -> Iterator[str]:
