@@ -157,6 +157,13 @@ def test_a_huge_header_does_not_get_into_memory(tmp_path: Path, kind: bytes) -> 
     assert "too large" in refused(tmp_path, content, "l.tar.gz").message
 
 
+@pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE, tarfile.XGLTYPE])
+def test_headers_without_end_are_refused(tmp_path: Path, kind: bytes) -> None:
+    info = tarfile.TarInfo("name")
+    info.type = kind
+    refused(tmp_path, info.tobuf(tarfile.GNU_FORMAT) * 5000)
+
+
 @pytest.mark.parametrize("keep", [0, 1, 511, 513, 1000, 100_000])
 def test_an_archive_that_ends_too_early_is_refused(tmp_path: Path, keep: int) -> None:
     whole = tar(*(member(name, content) for name, content in FILES.items()))

@@ -23,7 +23,7 @@ from registry import Registry as RealRegistry
 
 from mdl.config import Settings
 from mdl.errors import IntegrityError, MdlError, NotFound, UnsupportedModel, UsageError
-from mdl.library import Library
+from mdl.library import Library, Watch
 from mdl.model import Model
 
 DEMO = (Path(__file__).parent.parent / "mdl" / "models" / "mdl-demo-Q8_0.gguf").read_bytes()
@@ -158,6 +158,46 @@ def test_an_image_of_ramalama_s_comes_without_what_is_around_the_model(
         library.download(f"{registry.host}/{repository}:plain")
 
 
+def test_safetensors_may_have_their_configuration_in_an_archive(
+    registry: RealRegistry, library: Library, repository: str
+) -> None:
+    layers = [
+        Blob(b"weights", f"{DOCKER}safetensors", {PATH: "model.safetensors"}),
+        Blob(tar({"config.json": b"{}"}), f"{DOCKER}vllm.config.tar"),
+    ]
+    registry.push(repository, "v1", layers, Blob(b"{}", f"{DOCKER}model.config.v0.2+json"))
+    found = library.download(f"{registry.host}/{repository}:v1")
+    assert contents(found) == {"model.safetensors": b"weights", "config.json": b"{}"}
+
+
+def test_models_that_nothing_tells_apart_all_come_and_can_be_chosen_from(
+    registry: RealRegistry, library: Library, repository: str
+) -> None:
+    notes: list[str] = []
+    registry.push(repository, "v1", [titled("one.gguf", Q4), titled("two.gguf", DEMO)])
+    name = f"{registry.host}/{repository}:v1"
+    assert set(contents(library.download(name, Watch(note=notes.append)))) == {"one.gguf", "two.gguf"}
+    assert "2 models" in notes[0]
+    assert set(contents(library.download(name, include=["one*"]))) == {"one.gguf"}
+
+
+def test_layers_of_an_image_without_models_are_fetched_once(
+    front: Front, library: Library, repository: str
+) -> None:
+    layer = "application/vnd.oci.image.layer.v1.tar"
+    layers = [Blob(tar({"etc/os-release": b"x"}), layer), Blob(tar({"models/demo.gguf": Q4}), layer)]
+    labels = {"config": {"Labels": {"org.containers.type": "ai.image.model.car"}}}
+    image = Blob(json.dumps(labels).encode(), "application/vnd.oci.image.config.v1+json")
+    front.registry.push(repository, "v1", layers, image)
+    name = f"{front.host}/{repository}:v1"
+    found = library.download(name)
+    assert contents(found) == {"demo.gguf": Q4}
+    front.seen.clear()
+    assert library.download(name) == found
+    assert library.plan(name).missing == []
+    assert {seen.path for seen in front.requests("/blobs/")} == {f"/v2/{repository}/blobs/{image.digest}"}
+
+
 def test_an_index_leads_to_its_model(registry: RealRegistry, library: Library, repository: str) -> None:
     inner = registry.push(repository, "inner", [titled("demo.gguf", Q4)])
     size = len(json.dumps(manifest([titled("demo.gguf", Q4)])).encode())
@@ -262,6 +302,33 @@ def test_what_was_unpacked_costs_nothing_the_second_time_and_is_mended_whole(
     asked = len(front.requests("/blobs/"))
     library.download(name, destination=tmp_path / "copy")
     assert len(front.requests("/blobs/")) == asked
+
+
+def test_an_archive_comes_again_for_what_is_damaged_in_one_of_its_versions(
+    front: Front, library: Library, repository: str
+) -> None:
+    layer = Blob(tar({"demo.gguf": Q4, "LICENSE": b"l"}), f"{KIT}model.v1.tar")
+    for tag in ("v1", "v2"):
+        front.registry.push(repository, tag, [layer], Blob(b"{}", f"{KIT}config.v1+json"))
+        library.download(f"{front.host}/{repository}:{tag}")
+    assert len(front.requests(layer.digest, port="cdn")) == 1
+    name = f"{front.host}/{repository}:v1"
+    library.store.mark(library.here(name), ["LICENSE"])
+    assert [file.role for file in library.plan(name).missing] == ["archive"]
+    assert not library.download(name).damaged
+    assert len(front.requests(layer.digest, port="cdn")) == 2
+
+
+def test_force_replaces_what_has_rotted_though_nobody_has_noticed(
+    front: Front, library: Library, repository: str
+) -> None:
+    layer = Blob(tar({"demo.gguf": Q4, "LICENSE": b"l"}), f"{KIT}model.v1.tar")
+    front.registry.push(repository, "v1", [layer], Blob(b"{}", f"{KIT}config.v1+json"))
+    name = f"{front.host}/{repository}:v1"
+    rotten = library.download(name).folder / "LICENSE"
+    rotten.chmod(0o600)
+    rotten.write_bytes(b"r")
+    assert contents(library.download(name, force=True)) == {"demo.gguf": Q4, "LICENSE": b"l"}
 
 
 # Lies and faults
@@ -417,3 +484,19 @@ def test_what_oras_pushes_is_a_model(
     client.push(files=["demo.gguf"], target=f"{registry.host}/{repository}:v1")
     folder = Path(mdl("download", f"{registry.host}/{repository}:v1").stdout.strip())
     assert (folder / "demo.gguf").read_bytes() == DEMO
+
+
+def test_a_folder_that_oras_pushes_comes_out(
+    mdl: Mdl, registry: RealRegistry, repository: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import oras.client
+
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "demo.gguf").write_bytes(DEMO)
+    (tmp_path / "README.md").write_bytes(b"hi")
+    monkeypatch.chdir(tmp_path)
+    client: Any = oras.client.OrasClient(hostname=registry.host, insecure=True)
+    client.push(files=["weights", "README.md"], target=f"{registry.host}/{repository}:v1")
+    folder = Path(mdl("download", f"{registry.host}/{repository}:v1").stdout.strip())
+    assert (folder / "weights" / "demo.gguf").read_bytes() == DEMO
+    assert (folder / "README.md").read_bytes() == b"hi"
