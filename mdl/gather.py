@@ -20,7 +20,7 @@ from mdl.traffic import Host
 
 TICK = 0.05  # seconds between two looks at how it goes
 _STILL = 3.0  # seconds that a connection may stand still while others move
-_PATIENCE = 1.0  # seconds for an answer, if somebody else has nothing to do
+_PATIENCE = 1.0  # seconds that it may, once the others have nothing to do
 _LINGER = 0.4  # seconds that threads get to notice that they are not needed any more
 _UNBOUNDED = sys.maxsize
 
@@ -99,6 +99,9 @@ class Plan:
     def done(self) -> bool:
         """Whether nobody has anything left to get."""
         return not self._open and not any(one.begun or one.position < one.end for one in self._taken)
+
+    def busy(self) -> int:
+        return sum(extent.position < extent.end for extent in self._taken)
 
     def behind(self, moved: float) -> list[Extent]:
         """What has had nothing since some time before that."""
@@ -230,10 +233,11 @@ class Crew:
     def _break_still(self) -> None:
         """Connections that stand still while others move have what those could get."""
         with self._changed:
-            behind = self._plan.behind(self._moved)
+            behind, busy = self._plan.behind(self._moved), self._plan.busy()
+        patience = _PATIENCE if len(behind) == busy else _STILL  # those who moved have left
         for extent in behind:
             asked = self._client.asked(extent.thread)
-            if asked and asked < self._moved and time.monotonic() - max(extent.moved, asked) > _STILL:
+            if asked and asked < self._moved and time.monotonic() - max(extent.moved, asked) > patience:
                 self._client.cut([extent.thread])
 
     def _finish(self) -> None:

