@@ -5,6 +5,7 @@ variables that an `if` declares, and numbers that are not whole. The rest is ref
 """
 
 import re
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -13,7 +14,7 @@ from mdl.errors import UnsupportedModel
 
 LONGEST = 256 << 10  # characters; the longest in use have about twenty thousand
 DEEPEST = 40  # blocks in blocks, and parentheses in parentheses
-MOST_ARGUMENTS = 64
+MOST_TOKENS = 200  # of an action; they have thirty at most
 
 _HINT = "the model's own template is used, if it has one"
 
@@ -129,7 +130,7 @@ class _Parser:
 
     def __init__(self, source: str) -> None:
         self._pieces = _pieces(source)
-        self._tokens: list[Token] = []
+        self._tokens: deque[Token] = deque()
         self._depth = 0
 
     def parse(self) -> list[Node]:
@@ -149,7 +150,7 @@ class _Parser:
             if isinstance(piece, str):
                 nodes += [Text(piece)] if piece else []
                 continue
-            self._tokens = piece
+            self._tokens = deque(piece)
             if self._sees("word", "end", "else"):
                 word = self._next().text
                 break
@@ -231,7 +232,8 @@ class _Parser:
         names: list[str] = []
         for token in self._tokens:
             if token.kind == "sign" and token.text in signs:
-                del self._tokens[: 2 * len(names) - 1]
+                for _ in range(2 * len(names) - 1):
+                    self._next()
                 return tuple(names)
             if token.kind == "path" and re.fullmatch(r"\$\w+", token.text):
                 names.append(token.text)
@@ -251,8 +253,6 @@ class _Parser:
         arguments = []
         while self._tokens and (self._tokens[0].kind != "sign" or self._tokens[0].text == "("):
             arguments.append(self._operand())
-        if len(arguments) > MOST_ARGUMENTS:
-            raise refusal(f"a call has more than {MOST_ARGUMENTS} arguments")
         if isinstance(first, Call) and not first.arguments:
             return Call(first.function, (*arguments, *last))
         if arguments or last:
@@ -294,7 +294,7 @@ class _Parser:
     def _next(self) -> Token:
         if not self._tokens:
             raise refusal("an action ends too early")
-        return self._tokens.pop(0)
+        return self._tokens.popleft()
 
     def _expect_nothing(self) -> None:
         if self._tokens:
@@ -335,9 +335,12 @@ def _tokens(source: str, place: int) -> tuple[list[Token], int, bool]:
     while not (end := _END.match(source, place)):
         found = _TOKEN.match(source, place)
         if not found or not found.lastgroup:
-            raise refusal(f"{source[place : place + 20]!r} is not understood")
+            rest = source[place : place + 20]
+            raise refusal(f"{rest!r} is not understood" if rest else "an action has no end")
         if found.lastgroup != "space":
             tokens.append(Token(found.lastgroup, found[0]))
+        if len(tokens) > MOST_TOKENS:
+            raise refusal(f"an action has more than {MOST_TOKENS} words")
         place = found.end()
     return tokens, end.end(), end[0].endswith("-}}")
 
