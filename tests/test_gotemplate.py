@@ -92,7 +92,7 @@ def test_a_template_that_writes_no_conversation_is_none(source: str) -> None:
         ("{{ if 1 }}" * (DEEPEST + 1) + "{{ .Prompt }}", "in each other"),
         ("{{ " + "(" * (DEEPEST + 1) + ".Prompt }}", "in each other"),
         ("{{ .Messages" + " | len" * 5000 + " }}{{ .Prompt }}", "more than"),
-        ("{{ .Messages" + " | and 1" * 60 + " }}{{ .Prompt }}", "more than"),
+        ("{{ .Messages" + " | and 1" * 70 + " }}{{ .Prompt }}", "more than"),
         ("{{ and" + " 1" * 5000 + " }}{{ .Prompt }}", "more than"),
         ("x" * LONGEST + "{{ .Prompt }}", "longer"),
     ],
