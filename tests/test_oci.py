@@ -170,6 +170,21 @@ def test_safetensors_may_have_their_configuration_in_an_archive(
     assert contents(found) == {"model.safetensors": b"weights", "config.json": b"{}"}
 
 
+def test_a_model_comes_with_one_projector_and_its_adapter(
+    registry: RealRegistry, library: Library, repository: str
+) -> None:
+    layers = [
+        titled("demo-Q4_K_M.gguf", Q4),
+        titled("demo-Q8_0.gguf", DEMO),
+        titled("mmproj-F16.gguf", b"one"),
+        titled("mmproj-F32.gguf", b"other"),
+        titled("lora.gguf", b"adapter"),
+    ]
+    registry.push(repository, "v1", layers)
+    found = library.download(f"{registry.host}/{repository}:v1")
+    assert set(contents(found)) == {"demo-Q4_K_M.gguf", "mmproj-F16.gguf", "lora.gguf"}
+
+
 def test_models_that_nothing_tells_apart_all_come_and_can_be_chosen_from(
     registry: RealRegistry, library: Library, repository: str
 ) -> None:
@@ -177,7 +192,7 @@ def test_models_that_nothing_tells_apart_all_come_and_can_be_chosen_from(
     registry.push(repository, "v1", [titled("one.gguf", Q4), titled("two.gguf", DEMO)])
     name = f"{registry.host}/{repository}:v1"
     assert set(contents(library.download(name, Watch(note=notes.append)))) == {"one.gguf", "two.gguf"}
-    assert "2 models" in notes[0]
+    assert notes == ["nothing tells which model is meant, so all 2 come: one, two"]
     assert set(contents(library.download(name, include=["one*"]))) == {"one.gguf"}
 
 
@@ -454,6 +469,26 @@ def test_a_download_that_was_killed_goes_on(front: Front, repository: str, tmp_p
     assert done.returncode == 0, done.stderr
     assert (Path(done.stdout.strip()) / "demo.gguf").read_bytes() == big
     assert any(seen.range and not seen.range.startswith("bytes=0-") for seen in front.requests(port="cdn"))
+
+
+def test_a_download_that_was_killed_while_it_unpacked_fetches_nothing_twice(
+    mdl: Mdl, front: Front, repository: str, tmp_path: Path
+) -> None:
+    layer = Blob(tar({"demo.gguf": DEMO, "large": os.urandom(40 << 20)}), f"{KIT}model.v1.tar")
+    front.registry.push(repository, "v1", [layer], Blob(b"{}", f"{KIT}config.v1+json"))
+    name, incoming = f"{front.host}/{repository}:v1", tmp_path / "home" / "incoming"
+    environment = {**os.environ, "MDL_HOME": str(tmp_path / "home")}
+    command = [sys.executable, "-m", "mdl", "download", name]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as victim:
+        while not list(incoming.glob("*.unpacked/*")):
+            assert victim.poll() is None
+            time.sleep(0.001)
+        victim.kill()
+    assert mdl("list", "-q").stdout == ""
+    asked = len(front.requests(layer.digest))
+    folder = Path(mdl("download", name).stdout.strip())
+    assert (folder / "demo.gguf").read_bytes() == DEMO
+    assert len(front.requests(layer.digest)) == asked
 
 
 def test_what_skopeo_and_mdl_fetch_is_the_same(

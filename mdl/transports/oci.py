@@ -127,18 +127,20 @@ def _chosen(found: Artifact, reference: Reference) -> tuple[tuple[File, ...], st
     repository on a hub; where nothing tells which of several models is meant, all are."""
     archives = tuple(_archive(layer) for layer in found.archives)
     sizes = {file.name: file.size or 0 for file in found.files}
-    wanted, note = set(sizes), ""
-    if models := variants(sizes):
-        try:
+    models = variants(sizes)
+    left, note = set[str](), ""
+    try:
+        if models or not archives:  # else what is missing beside the files may be in an archive
             choice = choose(sizes, None, reference.version or ONLY)
-        except UsageError:
-            names = ", ".join(model.stem for model in models[:MOST_SHOWN])
-            note = f"{show(names, 200)} are {len(models)} models: all come, --include would choose"
-        else:
             assert choice is not None
-            wanted = {name for name in sizes if not name.lower().endswith(".gguf")} | set(choice.files)
+            parts = {part for model in models for part in model.parts}
+            projectors = {file.name for file in found.files if file.role == "projector"}
+            left = (parts | projectors) - set(choice.files)
             note = choice.note
-    files = tuple(file for file in found.files if file.name in wanted)
+    except UsageError:
+        names = ", ".join(model.stem for model in models[:MOST_SHOWN])
+        note = f"nothing tells which model is meant, so all {len(models)} come: {show(names, 200)[1:-1]}"
+    files = tuple(file for file in found.files if file.name not in left)
     return (*files, *archives), "; ".join(filter(None, (note, found.left_out)))
 
 
