@@ -52,7 +52,8 @@ class Fetcher:
     def plan(self, manifest: Manifest) -> Plan:
         current = self.store.find(manifest.reference)
         settled = self._settle(manifest)
-        present = {file.name for file in settled if self.store.has_sound_blob(file, current)}
+        here = [file for file in settled if not file.is_archive]
+        present = {file.name for file in here if self.store.has_sound_blob(file, current)}
         return Plan(replace(manifest, files=tuple(settled)), frozenset(present))
 
     def fetch(self, manifest: Manifest, *, force: bool = False) -> Model:
@@ -83,8 +84,10 @@ class Fetcher:
                 settled = _expanded(
                     manifest, settled, recorded, lambda file: _is_intact(folder / file.name, file)
                 )
-            wanted = [file for file in settled if not _is_intact(folder / file.name, file)]
+            plain = [file for file in settled if not file.is_archive]
+            wanted = [file for file in plain if not _is_intact(folder / file.name, file)]
             missing = [file for file in wanted if not self._copied(file, folder, work)]
+            settled, missing = _repacked(manifest, settled, missing)
             received = self._receive(manifest, missing, lambda key: work / f"{key}.partial")
             unpacked: dict[str, tuple[File, ...]] = {}
             for key, content in received.items():
@@ -190,7 +193,9 @@ class Fetcher:
         """The files with their digests, once the contents of all of them are blobs."""
         settled = self._settle(manifest, force=force)
         current = self.store.find(manifest.reference)
-        missing = [file for file in settled if force or not self._is_here(file, current)]
+        plain = [file for file in settled if not file.is_archive]
+        missing = [file for file in plain if force or not self._is_here(file, current)]
+        settled, missing = _repacked(manifest, settled, missing)
         anew = {_key(manifest, file) for file in missing if force or self.store.has_blob(file)}
 
         def place(key: str) -> Path:  # of one's own where locks keep nobody else out of it
@@ -286,6 +291,15 @@ def _expanded(
         is_known = file.is_archive and (has_all or bool(members))
         found += members if is_known and all(map(is_sound, members)) else [file]
     return found
+
+
+def _repacked(manifest: Manifest, settled: list[File], missing: list[File]) -> tuple[list[File], list[File]]:
+    """The files, and those that have to come: an archive again, if anything that was in it is missing."""
+    again = {file.archive for file in missing if file.archive}
+    archives = {file.sha256: file for file in manifest.files if file.is_archive}
+    files = [archives[file.archive] if file.archive in again else file for file in settled]
+    files = list(dict.fromkeys(files))
+    return files, [file for file in files if file.is_archive or file in missing]
 
 
 def _unpacked(manifest: Manifest, files: list[File], unpacked: Mapping[str, tuple[File, ...]]) -> list[File]:

@@ -334,6 +334,34 @@ def test_an_archive_comes_again_for_what_is_damaged_in_one_of_its_versions(
     assert len(front.requests(layer.digest, port="cdn")) == 2
 
 
+def test_an_archive_comes_for_a_folder_of_the_user_s_where_the_cache_has_rotted(
+    front: Front, library: Library, repository: str, tmp_path: Path
+) -> None:
+    layer = Blob(tar({"demo.gguf": Q4, "LICENSE": b"l"}), f"{KIT}model.v1.tar")
+    front.registry.push(repository, "v1", [layer], Blob(b"{}", f"{KIT}config.v1+json"))
+    name = f"{front.host}/{repository}:v1"
+    rotten = library.download(name).folder / "LICENSE"
+    rotten.chmod(0o600)
+    rotten.write_bytes(b"r")
+    copied = library.download(name, destination=tmp_path / "copy")
+    assert contents(copied) == {"demo.gguf": Q4, "LICENSE": b"l"}
+
+
+def test_an_archive_that_is_here_as_a_file_is_taken_apart_all_the_same(
+    front: Front, library: Library, repository: str, tmp_path: Path
+) -> None:
+    packed = tar({"demo.gguf": Q4})
+    front.registry.push(repository, "file", [titled("demo.tar", packed), titled("other.gguf", DEMO)])
+    library.download(f"{front.host}/{repository}:file")
+    kit = Blob(packed, f"{KIT}model.v1.tar")
+    front.registry.push(repository, "kit", [kit], Blob(b"{}", f"{KIT}config.v1+json"))
+    name = f"{front.host}/{repository}:kit"
+    assert contents(library.download(name, destination=tmp_path / "copy")) == {"demo.gguf": Q4}
+    assert [file.role for file in library.plan(name).missing] == ["archive"]
+    assert contents(library.download(name)) == {"demo.gguf": Q4}
+    assert library.download(f"{front.host}/{repository}:file").size == len(packed) + len(DEMO)
+
+
 def test_force_replaces_what_has_rotted_though_nobody_has_noticed(
     front: Front, library: Library, repository: str
 ) -> None:
