@@ -13,8 +13,8 @@ from typing import NamedTuple
 from mdl.errors import UnsupportedModel
 
 LONGEST = 256 << 10  # characters; the longest in use have about twenty thousand
-DEEPEST = 40  # blocks in blocks, and parentheses in parentheses
-MOST_TOKENS = 200  # of an action; they have thirty at most
+DEEPEST = 30  # blocks in blocks, and parentheses in parentheses
+MOST_TOKENS = 100  # of an action; they have thirty at most, and Jinja reads what is nested by recursion
 
 _HINT = "the model's own template is used, if it has one"
 

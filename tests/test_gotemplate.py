@@ -113,6 +113,12 @@ def test_only_what_the_template_writes_is_a_control_token() -> None:
     assert sorted(whole) == sorted(["<|u|>", "<|a|>", "<|e|>", "<|u|>", "<|a|>"])
 
 
+def test_what_is_as_nested_as_may_be_is_jinja_that_can_be_read() -> None:
+    for value in ("$.System" + " | not" * 48, "(" * 10 + "$.System" + " | not" * 38 + ")" * 10):
+        source = "{{ if 1 }}" * 19 + f"{{{{ if {value} }}}}{{{{ .Prompt }}}}{{{{ end }}}}" + "{{ end }}" * 19
+        assert Template(jinja(source)).render(HELLO).text == ""
+
+
 @given(st.text().filter(lambda text: "{{" not in text and not text.endswith("{")))
 def test_every_text_is_written_as_it_is(text: str) -> None:
     source = jinja(f"{text}{{{{ .Prompt }}}}|{{{{ `{text.replace('`', '')}` }}}}")
