@@ -415,3 +415,14 @@ def test_a_history_that_cannot_be_written_costs_nothing(tmp_path):
     assert stat.S_IMODE((tmp_path / "data" / "history").stat().st_mode) == 0o600
     (tmp_path / "file").touch()
     _history(tmp_path / "file" / "history").append_string("Hello")
+
+
+def test_default_is_what_the_models_profile_says_and_clear_begins_as_it_does(talk):
+    first = (Message("user", "My name is Ada."), Message("assistant", "Hello Ada!"))
+    talk.profile = Profile(sampling={"temperature": 0.25, "stop": ("###",)}, messages=first)
+    respond(talk, "/set temperature 1")
+    assert respond(talk, "/set temperature default").say == "temperature is 0.25"
+    assert respond(talk, "/set stop default").say == 'stop is "###"'
+    assert respond(talk, "/set top_k default").say == "top_k is 40"
+    respond(talk, "/clear")
+    assert talk.session.messages == first

@@ -13,6 +13,7 @@ from mdl.chat import Options
 from mdl.chat.session import Session, begin, load, names, save
 from mdl.engine.request import Message, Sampling
 from mdl.errors import DiskError, IntegrityError, MdlError, NotFound, UsageError
+from mdl.profiles import Profile
 
 TALK = Session(
     model="demo",
@@ -177,3 +178,35 @@ def test_taking_back_leaves_what_came_before():
     assert (session, question) == (TALK, "And?")
     with pytest.raises(UsageError):
         Session().undone()
+
+
+# A model's profile
+
+
+BRIEF = Profile(
+    system="Be brief.",
+    sampling={"temperature": 0.0, "stop": ("###",)},
+    messages=(Message("user", "1"), Message("assistant", "2")),
+)
+
+
+def test_a_new_conversation_is_as_the_models_profile_has_it_but_for_what_is_asked_for():
+    session = begin(Options(profile=BRIEF, sampling={"stop": ("a",)}))
+    assert session.system == "Be brief." and session.messages == BRIEF.messages
+    assert session.sampling == Sampling(temperature=0.0, stop=("a",))
+    assert begin(Options(profile=BRIEF, system="")).system == ""
+
+
+def test_a_kept_conversation_stays_as_it_was_whatever_the_profile_says():
+    save(TALK)
+    assert begin(Options("demo", session="work", profile=BRIEF)) == TALK
+
+
+def test_with_another_model_only_what_was_set_by_the_person_stays():
+    session = begin(Options("a", profile=BRIEF, sampling={"top_k": 3}))
+    other = Profile(system="Be rude.", sampling={"temperature": 0.5, "top_k": 9})
+    moved = session.moved("b", BRIEF, other)
+    assert (moved.model, moved.system) == ("b", "Be rude.")
+    assert moved.sampling == Sampling(temperature=0.5, top_k=3)
+    own = replace(session, system="My own.").moved("b", BRIEF, other)
+    assert own.system == "My own." and own.messages == BRIEF.messages

@@ -197,6 +197,26 @@ def test_a_penalty_changes_what_would_repeat(engine, name):
     assert text_of(engine, ask(story, sampling=sampling)) != text_of(engine, ask(story, sampling=free))
 
 
+def test_a_penalty_looks_back_as_far_as_is_said(engine):
+    def told(last):
+        sampling = Sampling(temperature=0, max_tokens=60, repeat_penalty=50.0, repeat_last_n=last)
+        return text_of(engine, ask("Tell me a story.", sampling=sampling))
+
+    free = text_of(engine, ask("Tell me a story.", sampling=Sampling(temperature=0, max_tokens=60)))
+    assert told(0) == free
+    assert told(-1) == told(2**31 - 1) == told(64) != free
+    assert told(4) not in (free, told(64))
+
+
+def test_typical_choices_only_are_fewer_choices(engine):
+    def told(typical, seed):
+        sampling = Sampling(max_tokens=30, seed=seed, **{**WILD, "typical_p": typical})
+        return text_of(engine, ask("Tell me a story.", sampling=sampling))
+
+    assert len({told(1e-6, seed) for seed in range(3)}) == 1
+    assert len({told(1.0, seed) for seed in range(3)}) == 3
+
+
 # Several at once
 
 
