@@ -59,6 +59,11 @@ def test_titled_files_are_files_whatever_their_type() -> None:
     assert names([*layers], IMAGE) == ["model.gguf", "LICENSE", "conf/config.json"]
 
 
+def test_a_model_may_have_a_bill_of_materials_beside_it() -> None:
+    found = read(manifest([titled("sbom.json", b"{}", "application/spdx+json"), titled("demo.gguf", b"m")]))
+    assert [file.name for file in found.files] == ["sbom.json", "demo.gguf"]
+
+
 def test_a_titled_folder_is_an_archive() -> None:
     layer = Blob(
         b"x",

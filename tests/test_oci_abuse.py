@@ -273,12 +273,10 @@ def test_foreign_layers_are_never_fetched(forge: Forge, library: Library, change
         (("./model.gguf", b"x"), "would be one file"),
     ],
 )
-@pytest.mark.parametrize("first", [True, False])
 def test_an_archive_that_leads_astray_is_refused(
-    forge: Forge, library: Library, member: tuple[str, bytes] | tarfile.TarInfo, reason: str, first: bool
+    forge: Forge, library: Library, member: tuple[str, bytes] | tarfile.TarInfo, reason: str
 ) -> None:
-    members = [("model.gguf", GGUF), member]
-    layer = Blob(tarred(*(reversed(members) if first else members)), PACKED)
+    layer = Blob(tarred(("model.gguf", GGUF), member), PACKED)
     forge.holds(layer, KIT)
     forge.say(manifest([layer], KIT))
     assert reason in refusal(library, forge.reference, IntegrityError)

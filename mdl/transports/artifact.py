@@ -170,10 +170,10 @@ def kind_of(content: Mapping[str, Any]) -> str:
 
 
 def _first_type(content: Mapping[str, Any]) -> list[str]:
-    """Of the first layer, by which those are known that say no more of themselves."""
+    """Of the first layer, by which those are known that say no more of themselves; not that of a file."""
     layers = content.get("layers")
     first = layers[0] if isinstance(layers, list) and layers else None
-    kind = first.get("mediaType") if isinstance(first, dict) else None
+    kind = first.get("mediaType") if isinstance(first, dict) and not first.get("annotations") else None
     return [kind] if isinstance(kind, str) else []
 
 
@@ -229,6 +229,7 @@ def _packing(layer: Layer) -> str:
 
 
 def is_of_image(layer: Layer) -> bool:
+    """Whether it is a part of a container's file system."""
     return IMAGE_LAYERS.fullmatch(layer.media_type) is not None and not name_of(layer)
 
 
