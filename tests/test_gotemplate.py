@@ -8,7 +8,7 @@ from time import perf_counter
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mdl.engine.request import Chat, Message, ToolCall
@@ -119,6 +119,7 @@ def test_what_is_as_nested_as_may_be_is_jinja_that_can_be_read() -> None:
         assert Template(jinja(source)).render(HELLO).text == ""
 
 
+@settings(deadline=None)
 @given(st.text().filter(lambda text: "{{" not in text and not text.endswith("{")))
 def test_every_text_is_written_as_it_is(text: str) -> None:
     source = jinja(f"{text}{{{{ .Prompt }}}}|{{{{ `{text.replace('`', '')}` }}}}")
@@ -149,6 +150,7 @@ WORDS = [
 ]
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from(WORDS), max_size=40).map("".join) | st.text())
 def test_any_text_is_translated_or_refused_and_what_is_translated_is_jinja(source: str) -> None:
     try:

@@ -123,7 +123,7 @@ def test_every_spelling_means_the_same(registry: Registry, settings: Settings, n
 
 def test_a_pin_is_a_digest(registry: Registry, settings: Settings) -> None:
     old = push(registry, "pinned", layer("model", b"GGUF old"))
-    push(registry, "pinned", layer("model", b"GGUF new"))
+    push(registry, "pinned", layer("model", b"GGUF newer"))
     library = Library(settings)
     assert library.plan(f"ollama://pinned@{old}").manifest.files[0].size == 8
     assert library.plan("ollama://pinned").manifest.revision.commit != old
@@ -245,6 +245,8 @@ def test_an_answer_is_as_the_publisher_set_it(loud: Command) -> None:
 def test_flags_go_before_the_publishers_choice(loud: Command) -> None:
     assert loud.chat("ollama://loud", "--stop", "FRANCE", FRANCE) == "THE CAPITAL OF"
     assert loud.chat("ollama://loud", "--system", "", FRANCE) == PARIS
+    long = "capital " * 600
+    assert "the context has room for 512 together" in loud("chat", "loud", long, code=2)
     assert "the context has room for 16 together" in loud("chat", "loud", "--ctx", "16", FRANCE, code=2)
 
 

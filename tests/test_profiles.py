@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mdl import profiles
@@ -145,6 +145,7 @@ def test_a_hostile_file_costs_a_note_and_nothing_else(tmp_path: Path, name: str,
         assert found.template is not None
 
 
+@settings(deadline=None)
 @given(
     st.dictionaries(
         st.sampled_from(["temperature", "top_k", "stop", "num_ctx", "seed", "x"]),
