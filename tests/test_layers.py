@@ -122,7 +122,6 @@ ALLOWED = {
         "filename",
         "variants",
         "weights",
-        "archive",
         "card",
         "readme",
         "refusal",

@@ -10,7 +10,7 @@ from typing import Any
 
 import openai
 import pytest
-from serving import CHAT, FRANCE, STORY, Server, cache, text
+from serving import CHAT, FRANCE, STORY, Server, cache, text, wait_until
 
 SUMS = [(a, b) for a in range(8) for b in range(8)]  # 64, of which the demo gets every one right
 WEATHER = {
@@ -316,6 +316,7 @@ def test_it_says_that_it_is_alive_and_ready_and_what_it_is(server: Server) -> No
 
 def test_each_request_is_a_line_in_the_log_that_moves_no_cursor(server: Server) -> None:
     server.ask("GET", "/v1/models/%1b%5b2J?key=secret")
+    wait_until(lambda: "GET /v1/models/%1b%5b2J 400" in server.log.read_text())  # written after the answer
     lines = server.log.read_text().splitlines()
     assert any("GET /v1/models/%1b%5b2J 400" in line and "secret" not in line for line in lines)
     assert all(line.isprintable() for line in lines)
