@@ -589,13 +589,16 @@ def _watched_pools(client: Client) -> dict[str, Any]:
     import urllib3
     from urllib3.connection import HTTPConnection, HTTPSConnection
 
+    # urllib3 keeps the connections of a pool until the pool goes: they must not keep what has the pool.
+    stopping, busy, timeout = client._stopping, client._busy, client.limits.header_timeout
+
     class Watched:
         def getresponse(self) -> Any:
             connection: socket.socket = self.sock  # type: ignore[attr-defined]
-            client._busy[threading.get_ident()] = connection, time.monotonic()
-            if client._stopping.is_set():
+            busy[threading.get_ident()] = connection, time.monotonic()
+            if stopping.is_set():
                 raise Stopped
-            cut = threading.Timer(client.limits.header_timeout, _shut, [connection])
+            cut = threading.Timer(timeout, _shut, [connection])
             cut.daemon = True
             cut.start()
             try:

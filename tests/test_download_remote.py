@@ -1,6 +1,9 @@
 """Small answers and parts of files, with the same care as whole ones."""
 
 import contextlib
+import gc
+import os
+import time
 from dataclasses import replace
 
 import pytest
@@ -76,6 +79,19 @@ def test_a_connection_is_used_again_after_an_answer_that_is_still_remembered(cli
         assert not body or answers[-1].read(100) == body
         answers[-1].close()
     assert len(server.connections) == 1
+
+
+def test_a_client_that_nobody_has_any_more_takes_its_connections_along(server):
+    def descriptors():
+        gc.collect()
+        return len(os.listdir("/dev/fd"))
+
+    Client().get(Remote(server.url()), 100)
+    before = descriptors()
+    for _ in range(20):
+        Client().get(Remote(server.url()), 100)
+    time.sleep(0.2)  # the server notices it, too
+    assert descriptors() < before + 10
 
 
 def test_a_small_body_that_is_cut_is_asked_for_again(client, server):

@@ -75,9 +75,7 @@ def _damaged(report: "Report") -> IntegrityError:
     commands = list(dict.fromkeys(finding.mend for finding in report.damage if finding.mend))
     hint = "what nothing had is forgotten"
     if commands:
-        hint = (
-            commands[0] if len(commands) == 1 else f"{commands[0]}; {len(commands) - 1} more above"
-        )
+        hint = commands[0] if len(commands) == 1 else f"{commands[0]}; {len(commands) - 1} more above"
     return IntegrityError(f"{count} file{' is' if count == 1 else 's are'} damaged or missing", hint=hint)
 
 
