@@ -2,9 +2,9 @@
 
 import contextlib
 import gc
-import os
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from faultserver import FaultServer, Reply, cut, redirect, status
@@ -84,7 +84,7 @@ def test_a_connection_is_used_again_after_an_answer_that_is_still_remembered(cli
 def test_a_client_that_nobody_has_any_more_takes_its_connections_along(server):
     def descriptors():
         gc.collect()
-        return len(os.listdir("/dev/fd"))
+        return len(list(Path("/dev/fd").iterdir()))
 
     Client().get(Remote(server.url()), 100)
     before = descriptors()
