@@ -58,10 +58,7 @@ class Versions(Protocol):
 def load(reference: Reference, settings: "Settings") -> Transport:
     """The transport of a reference; raises UnsupportedModel where there is none."""
     if reference.scheme not in TRANSPORTS:
-        raise UnsupportedModel(
-            f"there is no way yet to fetch from {reference.host or reference}",
-            hint="Hugging Face, https addresses of GGUF files, and files on disk can be fetched",
-        )
+        raise UnsupportedModel(f"{reference} names no source", hint="a remote model has at least org/name")
     module, _, name = TRANSPORTS[reference.scheme].partition(":")
     transport: Transport = getattr(import_module(module), name)(settings)
     return transport
