@@ -95,7 +95,13 @@ def test_what_is_here_is_found_by_each_of_its_names(
 
 def test_demo_answers_with_an_empty_cache_and_no_network(mdl: Mdl) -> None:
     done = mdl(
-        "chat", "demo", "What is the capital of France?", "--offline", HF_ENDPOINT="http://127.0.0.1:9"
+        "chat",
+        "demo",
+        "What is the capital of France?",
+        "--offline",
+        "--temperature",
+        "0",
+        HF_ENDPOINT="http://127.0.0.1:9",
     )
     assert (done.stdout, done.stderr, done.returncode) == ("The capital of France is Paris.\n", "", 0)
 
