@@ -11,7 +11,7 @@ import mdl
 from mdl.engine.llama import Runner, physical_cores, read_header, seed_of
 from mdl.engine.request import Chat, EngineFiles, EngineSettings, Message, Sampling
 from mdl.engine.template import Template
-from mdl.engine.wire import pack_chat
+from mdl.engine.wire import pack
 from mdl.engine.worker import Worker
 from mdl.errors import UnsupportedModel
 
@@ -31,11 +31,11 @@ class Heard:
     def send(self, **message):
         for request, text, *_ in [
             *message.get("deltas", []),
-            *([message["done"]] if "done" in message else []),
+            *([message["done"][2]] if "done" in message else []),
         ]:
             self.texts[request] = self.texts.get(request, "") + text
         if "done" in message:
-            self.done.append(message["done"][0])
+            self.done.append(message["done"][2][0])
         if "error" in message:
             self.errors[message["id"]] = message["error"]["message"]
 
@@ -48,7 +48,7 @@ def start(runner, *chats, cells=None):
     worker = Worker(Heard(), runner, EngineSettings(), None)
     worker.scheduler.cells = cells or worker.scheduler.cells
     for number, chat in enumerate(chats):
-        worker.handle({"chat": pack_chat(chat), "id": number})
+        worker.handle({"chat": pack(chat), "id": number})
     return worker
 
 
@@ -133,8 +133,8 @@ def test_where_llama_cpp_has_less_room_than_was_thought_nothing_wrong_is_answere
     worker.slots, worker.scheduler.slots, worker.context = [0, 1], 2, 2000
     twice = (Message("user", "Count to 100."), Message("assistant", TO_100), Message("user", "Count to 100."))
     for number in range(2):
-        worker.handle({"chat": pack_chat(Chat(twice, GREEDY)), "id": number})
-    worker.handle({"chat": pack_chat(ask("Tell me a story. " * 100)), "id": 2})
+        worker.handle({"chat": pack(Chat(twice, GREEDY)), "id": number})
+    worker.handle({"chat": pack(ask("Tell me a story. " * 100)), "id": 2})
     heard = finish(worker)
     assert heard.texts == {0: TO_100, 1: TO_100}
     assert list(heard.errors) == [2] and "no room" in heard.errors[2]
@@ -155,7 +155,7 @@ def test_after_a_cancellation_and_at_the_end_all_slots_are_free(runner):
 def test_a_prompt_longer_than_a_batch_is_computed_in_pieces():
     runner = Runner(EngineFiles(DEMO), EngineSettings(batch=8))
     worker = start(runner)
-    worker.handle({"chat": pack_chat(ask("What is the capital of France?")), "id": 1})
+    worker.handle({"chat": pack(ask("What is the capital of France?")), "id": 1})
     steps = 0
     while worker.sequences and not worker.pipes.texts:
         worker.step()

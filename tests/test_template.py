@@ -2,8 +2,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mdl.engine.answer import Answer, Stops
 from mdl.engine.request import Chat, Message, ToolCall
-from mdl.engine.sequence import Sequence, Stops
+from mdl.engine.sequence import Sequence
 from mdl.engine.template import CHATML, Reasoning, Template
 from mdl.errors import UnsupportedModel, UsageError
 
@@ -258,12 +259,12 @@ def test_nor_is_it_of_an_answer_that_ends_while_it_is_held_back(answer, text):
 
 def answered(chunks, stop=(), limit=1000, end=True):
     """Text and finish of an answer whose tokens are these bytes."""
-    sequence = Sequence(1, [0], limit, Reasoning(), stop)
+    sequence = Sequence(1, [0], limit, Answer(Reasoning(), stop))
     texts = []
     for chunk in [*chunks, *([None] if end else [])]:
         if sequence.accept(7, chunk):
             break
-        texts.append(sequence.drain()[0])
+        texts.append(sequence.drain().text)
     last = sequence.last()
     return "".join(texts) + last.text, last.finish, texts
 

@@ -10,7 +10,7 @@ from mdl.chat import Options
 from mdl.chat.session import begin, save
 from mdl.chat.terminal import Sink, Terminal
 from mdl.engine import Engine
-from mdl.engine.request import Chat, Delta, Loaded, Message, Usage
+from mdl.engine.request import Chat, Delta, Finish, Loaded, Message, Usage
 from mdl.errors import Busy
 
 
@@ -20,7 +20,7 @@ class Reply:
 
     text: str
     reasoning: str
-    end: Literal["stop", "length", "interrupt"]
+    end: Finish | Literal["interrupt"]
     usage: Usage | None = None
 
     @property
@@ -35,7 +35,7 @@ def answer(engine: Engine, chat: Chat, sink: Sink) -> Reply:
     """
     said: list[str] = []
     thought: list[str] = []
-    end: Literal["stop", "length", "interrupt"] = "interrupt"
+    end: Finish | Literal["interrupt"] = "interrupt"
     usage = None
     try:
         with closing(cast("Generator[Delta, None, None]", engine.chat(chat))) as deltas:  # closing it cancels

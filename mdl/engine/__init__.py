@@ -13,13 +13,25 @@ from time import monotonic
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from mdl.engine.request import Chat, Delta, EngineFiles, EngineSettings, Loaded
+from mdl.engine.request import (
+    Chat,
+    Completion,
+    Delta,
+    Embed,
+    Embedded,
+    EngineFiles,
+    EngineSettings,
+    Loaded,
+    Rank,
+    Ranked,
+)
 from mdl.errors import Busy, EngineError, MdlError, UnsupportedModel
 
 if TYPE_CHECKING:
     from mdl.engine.process import Process
 
 Deliver = Callable[[Delta | MdlError], None]
+Asked = Chat | Completion | Embed | Rank | str | tuple[int, ...]
 
 MOST_DEATHS, WITHIN_SECONDS = 5, 60.0
 
@@ -43,7 +55,7 @@ class Engine:
         self._waiting: dict[int, Callable[[Any], None]] = {}
         self._requests = 0
         self._rendering = 0
-        self._load: dict[str, Any] | None = None
+        self._load: list[Any] | None = None
         self._loaded: Loaded | None = None
         self._failure: MdlError | None = None
         self._settled = threading.Event()
@@ -60,11 +72,11 @@ class Engine:
     def load(self, files: EngineFiles, settings: EngineSettings = EngineSettings()) -> None:  # noqa: B008 - frozen
         """Sends what to load, once, and does not wait. What may fail is told by `ready` and by each
         request. Raises EngineError for a closed engine."""
-        from mdl.engine.wire import pack_load
+        from mdl.engine.wire import pack
 
         with self._lock:
             self._refuse_if_closed()
-            self._load = pack_load(files, settings)
+            self._load = pack([files, settings])
             if self._process is None:
                 self._process = self._start_again()
             self._process.send({"load": self._load})
@@ -83,21 +95,35 @@ class Engine:
             raise self._failure or EngineError("the engine is closed")
         return self._loaded
 
-    def submit(self, chat: Chat, deliver: Deliver) -> Callable[[], None]:
+    def submit(self, request: Chat | Completion, deliver: Deliver) -> Callable[[], None]:
         """Asks for an answer, without waiting. Calls `deliver` with its pieces, the last of which has
         `finish`, or with an error, after which nothing comes. The function that it returns cancels: nothing
         is delivered any more.
 
         Raises what the load failed with, and EngineError for a closed engine or one that keeps dying.
         """
-        from mdl.engine.wire import pack_chat
+        return self.post("chat" if isinstance(request, Chat) else "completion", request, deliver)
 
-        return self._send("chat", pack_chat(chat), deliver)
+    def post(self, what: str, asked: Asked, deliver: Callable[[Any], None]) -> Callable[[], None]:
+        """The same for anything that is asked for: `deliver` gets the one result, or an error.
+
+        `what` is one of the methods below, by name.
+        """
+        from mdl.engine.wire import pack
+
+        return self._send(what, pack(asked), deliver)
 
     def chat(self, chat: Chat) -> Iterator[Delta]:
         """The answer, piece by piece. Closing the iterator cancels the request. Raises what went wrong."""
+        return self._pieces(chat)
+
+    def completion(self, completion: Completion) -> Iterator[Delta]:
+        """The same for a text that is gone on with."""
+        return self._pieces(completion)
+
+    def _pieces(self, request: Chat | Completion) -> Iterator[Delta]:
         pieces: SimpleQueue[Delta | MdlError] = SimpleQueue()
-        cancel = self.submit(chat, pieces.put)
+        cancel = self.submit(request, pieces.put)
         try:
             finished = False
             while not finished:
@@ -114,6 +140,26 @@ class Engine:
     def render(self, chat: Chat) -> str:
         """The prompt as the model's template writes it."""
         return str(self._ask("render", chat))
+
+    def embed(self, embed: Embed) -> Embedded:
+        """Raises UnsupportedModel where the model has no vectors, UsageError for what is too long."""
+        from mdl.engine.wire import unpack
+
+        return unpack(Embedded, self._ask("embed", embed))
+
+    def rank(self, rank: Rank) -> Ranked:
+        """Raises UnsupportedModel for a model that was not made for it."""
+        from mdl.engine.wire import unpack
+
+        return unpack(Ranked, self._ask("rank", rank))
+
+    def tokenize(self, text: str) -> tuple[int, ...]:
+        """The tokens of a text; what reads like a control token is one. No beginning is added."""
+        return tuple(self._ask("tokenize", text))
+
+    def detokenize(self, tokens: tuple[int, ...]) -> str:
+        """Raises UsageError for what is no token."""
+        return str(self._ask("detokenize", tokens))
 
     def close(self) -> None:
         """Ends the worker, within three seconds at worst. Requests in flight get an EngineError."""
@@ -133,20 +179,18 @@ class Engine:
 
     # Asking
 
-    def _ask(self, what: str, chat: Chat) -> Any:
-        from mdl.engine.wire import pack_chat
-
+    def _ask(self, what: str, asked: Asked) -> Any:
         answers: SimpleQueue[Any] = SimpleQueue()
-        self._send(what, pack_chat(chat), answers.put)
+        self.post(what, asked, answers.put)
         return _take(answers)
 
-    def _send(self, what: str, chat: dict[str, Any], deliver: Callable[[Any], None]) -> Callable[[], None]:
+    def _send(self, what: str, asked: Any, deliver: Callable[[Any], None]) -> Callable[[], None]:
         with self._lock:
             process = self._alive()
             self._requests += 1
             request = self._requests
             self._waiting[request] = deliver
-            process.send({what: chat, "id": request})
+            process.send({what: asked, "id": request})
 
         def cancel() -> None:
             with self._lock:
@@ -193,7 +237,9 @@ class Engine:
 
     def _hear(self, message: dict[str, Any]) -> None:
         if "deltas" in message:
-            self._hand_over([(request, Delta(*delta), False) for request, *delta in message["deltas"]])
+            from mdl.engine.wire import unpack_piece
+
+            self._hand_over([(*unpack_piece(piece), False) for piece in message["deltas"]])
         elif "done" in message:
             from mdl.engine.wire import unpack_done
 
@@ -202,9 +248,9 @@ class Engine:
         elif "rendering" in message:
             self._rendering = message["rendering"]
         elif "loaded" in message:
-            from mdl.engine.wire import unpack_loaded
+            from mdl.engine.wire import unpack
 
-            self._loaded = unpack_loaded(message["loaded"])
+            self._loaded = unpack(Loaded, message["loaded"])
             self._settled.set()
         else:
             self._hear_the_rest(message)

@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 from mdl.errors import UsageError
 
-Finish = Literal["stop", "length"]
+Finish = Literal["stop", "length", "tool_calls"]
+Task = Literal["generate", "embed", "rank"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,14 +33,21 @@ class Message:
     name: str = ""
 
 
+MOST_BIASES = 1024
+
+
 @dataclass(frozen=True, slots=True)
 class Sampling:
     """How the next token is chosen. `temperature` 0 takes the likeliest; `seed` None draws a new one.
 
-    `top_k` 0, `top_p`, `typical_p` and `repeat_penalty` 1, `min_p` and the other penalties 0 are off.
+    `top_k` 0, `top_p`, `typical_p` and `repeat_penalty` 1, `min_p`, `top_n_sigma`, `xtc_probability`,
+    `dry_multiplier`, `mirostat` and the other penalties 0 are off.
     `repeat_penalty` looks at the last `repeat_last_n` tokens of the answer (-1: all), the other two at all of
-    it. `max_tokens` None: until the context is full.
-    `stop` strings are looked for in the answer (not in the reasoning), and are not part of it.
+    it. `mirostat` 1 or 2 chooses alone: what cuts off is not asked then. `logit_bias` is added to the logits
+    of (token, bias); -100 and less forbids it. `max_tokens` None: until the context is full.
+    `stop` strings are looked for in the answer (not in reasoning, nor in calls), and are not part of it.
+    `logprobs` None: none are told; n: of each token of the answer, and of the n likeliest in its place,
+    before anything was cut off.
 
     Raises UsageError for values that llama.cpp would end the process for, or that mean nothing.
     """
@@ -53,15 +61,37 @@ class Sampling:
     repeat_last_n: int = 64
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
+    top_n_sigma: float = 0.0
+    xtc_probability: float = 0.0
+    xtc_threshold: float = 0.1
+    dry_multiplier: float = 0.0
+    dry_base: float = 1.75
+    dry_allowed_length: int = 2
+    dry_penalty_last_n: int = -1
+    dry_sequence_breakers: tuple[str, ...] = ("\n", ":", '"', "*")
+    mirostat: int = 0
+    mirostat_tau: float = 5.0
+    mirostat_eta: float = 0.1
+    logit_bias: tuple[tuple[int, float], ...] = ()
     seed: int | None = None
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
+    logprobs: int | None = None
 
     def __post_init__(self) -> None:
         for name, low, high in _RANGES:
             _check(name, getattr(self, name), low, high)
         if len(self.stop) > 64 or any(not isinstance(text, str) or not text for text in self.stop):
             raise UsageError("stop takes at most 64 strings, none of them empty")
+        if len(self.dry_sequence_breakers) > 64 or any(
+            not isinstance(text, str) or not text or len(text) > 64 for text in self.dry_sequence_breakers
+        ):
+            raise UsageError("dry_sequence_breakers takes at most 64 strings of 1 to 64 characters")
+        if len(self.logit_bias) > MOST_BIASES:
+            raise UsageError(f"logit_bias takes at most {MOST_BIASES} tokens")
+        for token, bias in self.logit_bias:
+            _check("logit_bias of a token", bias, -1000.0, 1000.0)
+            _check("a token of logit_bias", token, 0, 2**31 - 1)
 
 
 _RANGES = (
@@ -74,13 +104,25 @@ _RANGES = (
     ("repeat_last_n", -1, 2**31 - 1),
     ("frequency_penalty", -100.0, 100.0),
     ("presence_penalty", -100.0, 100.0),
+    ("top_n_sigma", 0.0, 100.0),
+    ("xtc_probability", 0.0, 1.0),
+    ("xtc_threshold", 0.0, 1.0),
+    ("dry_multiplier", 0.0, 100.0),
+    ("dry_base", 1.0, 100.0),
+    ("dry_allowed_length", 1, 2**31 - 1),
+    ("dry_penalty_last_n", -1, 2**31 - 1),
+    ("mirostat", 0, 2),
+    ("mirostat_tau", 0.0, 100.0),
+    ("mirostat_eta", 0.0, 1.0),
     ("seed", -(2**63), 2**64 - 1),
     ("max_tokens", 1, 2**31 - 1),
+    ("logprobs", 0, 100),
 )
+_OPTIONAL = ("seed", "max_tokens", "logprobs")
 
 
 def _check(name: str, value: object, low: float, high: float) -> None:
-    if value is None and name in ("seed", "max_tokens"):
+    if value is None and name in _OPTIONAL:
         return
     kinds = (int, float) if isinstance(low, float) else (int,)
     if (
@@ -94,13 +136,85 @@ def _check(name: str, value: object, low: float, high: float) -> None:
 
 
 @dataclass(frozen=True, slots=True)
+class Format:
+    """What an answer has to be: any JSON object ("json", without a text), JSON of a schema ("schema", which
+    is JSON text), or a text of a grammar ("gbnf" as llama.cpp has it, "lark" as llguidance has it,
+    "regex")."""
+
+    kind: Literal["json", "schema", "gbnf", "lark", "regex"]
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Chat:
-    """A conversation to be answered. `thinking` None leaves it to the model's template."""
+    """A conversation to be answered.
+
+    `thinking` None leaves it to the model's template. `continues`: the last message is the beginning of the
+    answer, which goes on from there. `must_call` holds the answer to calls of `tools`, `only` to those of
+    that name, and without `parallel_calls` there is at most one.
+    """
 
     messages: tuple[Message, ...]
     sampling: Sampling = field(default_factory=Sampling)
     tools: tuple[Mapping[str, Any], ...] = ()
     thinking: bool | None = None
+    format: Format | None = None
+    continues: bool = False
+    must_call: bool = False
+    only: str = ""
+    parallel_calls: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """A text, or tokens, to be gone on with as they are: no template. With a `suffix`, what comes between.
+
+    `echo` tells the prompt's own tokens first, with their `logprobs` where those are asked for; without
+    `answers` nothing follows them.
+    """
+
+    prompt: str | tuple[int, ...]
+    sampling: Sampling = field(default_factory=Sampling)
+    suffix: str | None = None
+    echo: bool = False
+    answers: bool = True
+    format: Format | None = None
+
+
+Input = str | tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Embed:
+    """Texts, or tokens, to be turned into a vector each. `truncate` cuts those that are too long for the
+    model, at their end."""
+
+    inputs: tuple[Input, ...]
+    truncate: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Rank:
+    """Texts whose relevance to a query is to be told."""
+
+    query: str
+    documents: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """A vector for each input, as little-endian float32 of length one; and the tokens of each."""
+
+    vectors: tuple[bytes, ...]
+    tokens: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """A score for each document, the higher the more relevant; and the tokens of all."""
+
+    scores: tuple[float, ...]
+    tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,13 +229,40 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True)
+class CallPiece:
+    """A piece of the call of a tool. The first one of each `index` has `id` and `name`, the others go on with
+    `arguments`, which is JSON text."""
+
+    index: int
+    id: str = ""
+    name: str = ""
+    arguments: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Logprob:
+    """A token, as bytes, and the natural logarithm of its probability; None of the first one of all. `top`
+    are the likeliest in its place: (token, bytes, logprob), the likeliest first."""
+
+    token: int
+    piece: bytes
+    logprob: float | None
+    top: tuple[tuple[int, bytes, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Delta:
-    """A piece of an answer. The last one of a request has `finish` and `usage`."""
+    """A piece of an answer. The last one of a request has `finish` and `usage`.
+
+    `logprobs` are those of the tokens since the last piece, whatever they became.
+    """
 
     text: str = ""
     reasoning: str = ""
     finish: Finish | None = None
     usage: Usage | None = None
+    calls: tuple[CallPiece, ...] = ()
+    logprobs: tuple[Logprob, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +330,8 @@ class Loaded:
     loading.
 
     `template` says where the chat template came from: "model", "given" or "default" (ChatML, as the model has
-    none).
+    none). `task` is what the model was made for; `width` is that of its vectors. `infill`: it can fill in
+    what comes before a suffix.
     """
 
     architecture: str
@@ -206,3 +348,6 @@ class Loaded:
     threads: int
     template: Literal["model", "given", "default"]
     seconds: float
+    task: Task = "generate"
+    width: int = 0
+    infill: bool = False

@@ -1,85 +1,54 @@
-"""One request in flight: its tokens, and its answer on the way from tokens to text. Knows no llama.cpp.
+"""One request in flight: its tokens, what of them is computed, and the answer that they become. Knows no
+llama.cpp."""
 
-Bytes become characters when they are whole, reasoning is told from the answer, and what could be the start of
-a stop string waits until it is known.
-"""
-
-import codecs
 from time import perf_counter
 from typing import Any
 
-from mdl.engine.request import Delta, Finish, Usage
-from mdl.engine.template import Reasoning
-
-_decoder = codecs.getincrementaldecoder("utf-8")
-
-
-class Stops:
-    """Text up to the one of some strings that is whole first. The string is kept out of it."""
-
-    def __init__(self, strings: tuple[str, ...]) -> None:
-        self.strings = strings
-        self.held = ""
-        self._longest = max(map(len, strings))
-
-    def feed(self, text: str) -> tuple[str, bool]:
-        """What is certain of the text so far, and whether it ended at a stop string."""
-        text = self.held + text
-        found = [(start + len(string), start) for string in self.strings if (start := text.find(string)) >= 0]
-        if found:
-            self.held = ""
-            return text[: min(found)[1]], True
-        cut = self._undecided(text)
-        self.held = text[cut:]
-        return text[:cut], False
-
-    def _undecided(self, text: str) -> int:
-        """Where a stop string may have begun."""
-        for start in range(max(0, len(text) - self._longest + 1), len(text)):
-            if any(string.startswith(text[start:]) for string in self.strings):
-                return start
-        return len(text)
+from mdl.engine.answer import Answer
+from mdl.engine.request import Delta, Finish, Logprob, Usage
 
 
 class Sequence:
     """Prompt and answer tokens, at most `limit`, of which the first `computed` are in the cache of `slot`.
 
-    `sampler` is the runner's.
+    `sampler` is the runner's. `constraint` holds the answer to a form, once it is done thinking. `logprobs`
+    is how many alternatives are told of each token, None where nothing is; with `echoes` of the prompt's too.
     """
 
     __slots__ = (
-        "_decode",
         "_first_token",
         "_prompt_length",
-        "_reasoning",
         "_started",
-        "_stops",
-        "_text",
-        "_thought",
+        "_told",
+        "answer",
+        "cached",
         "computed",
+        "constraint",
+        "echoes",
         "finish",
         "limit",
+        "logprobs",
         "request",
         "sampler",
         "slot",
         "tokens",
     )
 
-    def __init__(
-        self, request: int, prompt: list[int], limit: int, reasoning: Reasoning, stop: tuple[str, ...] = ()
-    ) -> None:
+    def __init__(self, request: int, prompt: list[int], limit: int, answer: Answer) -> None:
         self.request = request
         self.tokens = prompt
         self.limit = limit
+        self.answer = answer
         self.computed = 0
+        self.cached = 0
         self.slot = -1
         self.sampler: Any = None
+        self.constraint: Any = None
+        self.logprobs: int | None = None
+        self.echoes = False
         self.finish: Finish | None = None
         self._prompt_length = len(prompt)
-        self._decode = _decoder("replace").decode
-        self._reasoning = reasoning
-        self._stops = Stops(stop) if stop else None
-        self._text = self._thought = ""
+        self._told: list[Logprob] = []
         self._started = self._first_token = 0.0
 
     def begin(self, slot: int) -> None:
@@ -87,57 +56,48 @@ class Sequence:
         self.slot = slot
         self._started = self._started or perf_counter()
 
+    def tell(self, logprob: Logprob) -> None:
+        """Of the token that is accepted next."""
+        self._told.append(logprob)
+
     def accept(self, token: int, piece: bytes | None) -> bool:
         """The token that was sampled, as bytes, or None if it ends the answer. True when the answer is
         finished."""
         if not self._first_token:
             self._first_token = perf_counter()
         if piece is None:
-            self.finish = "stop"
-            self._flush()
+            self._end("stop")
             return True
         self.tokens.append(token)
-        text = self._decode(piece)
-        if text:
-            self._take(text)
-        if self.finish is None and len(self.tokens) >= self.limit:
-            self.finish = "length"
-            self._flush()
+        self.answer.feed(piece)
+        if self.answer.stopped:
+            self._end("stop")
+        elif len(self.tokens) >= self.limit:
+            self._end("length")
         return self.finish is not None
 
-    def drain(self) -> tuple[str, str]:
-        """Text and reasoning since the last time."""
-        drained = self._text, self._thought
-        self._text = self._thought = ""
-        return drained
+    def drain(self) -> Delta:
+        """What has come since the last time."""
+        text, reasoning, calls = self.answer.drain()
+        told, self._told = tuple(self._told), []
+        return Delta(text, reasoning, calls=calls, logprobs=told)
 
     def last(self) -> Delta:
         """The end of a finished answer: what is left of it, how it ended, what it took."""
-        text, thought = self.drain()
-        return Delta(text, thought, self.finish, self._usage())
+        text, reasoning, calls = self.answer.drain()
+        return Delta(text, reasoning, self.finish, self._usage(), calls, tuple(self._told))
 
-    def _take(self, text: str) -> None:
-        if not self._reasoning.over:
-            thought, text = self._reasoning.feed(text)
-            self._thought += thought
-        if self._stops is not None and text:
-            text, ended = self._stops.feed(text)
-            if ended:
-                self.finish = "stop"
-        self._text += text
-
-    def _flush(self) -> None:
-        """What was held back is text after all."""
-        self._take(self._decode(b"", True))
-        thought, text = self._reasoning.end()
-        self._thought += thought
-        self._text += text if self._stops is None else self._stops.feed(text)[0] + self._stops.held
+    def _end(self, finish: Finish) -> None:
+        if not self.answer.stopped:
+            self.answer.end()
+        self.finish = "tool_calls" if finish == "stop" and self.answer.called else finish
 
     def _usage(self) -> Usage:
         now = perf_counter()
         first = self._first_token or now
         return Usage(
             prompt_tokens=self._prompt_length,
+            cached_tokens=self.cached,
             completion_tokens=len(self.tokens) - self._prompt_length,
             prompt_seconds=first - self._started,
             completion_seconds=now - first,

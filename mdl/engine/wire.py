@@ -1,24 +1,36 @@
 """What goes over the pipes between an engine and its worker: records to JSON and back. Knows no processes.
 
 A message is one line of JSON.
-To the worker: {"load": …}, {"chat": …, "id": n}, {"count": …, "id": n}, {"render": …, "id": n},
-{"cancel": n}.
-From it: {"loaded": …}, {"failed": error}, {"rendering": n}, {"deltas": [[n, text, reasoning], …]},
-{"done": [n, text, reasoning, finish, usage]}, {"error": error, "id": n}, {"result": …, "id": n}.
+To the worker: {"load": [files, settings]}, {"cancel": n}, and with an "id" {"chat": …}, {"completion": …},
+{"embed": …}, {"rank": …}, {"count": chat}, {"render": chat}, {"tokenize": [text, special]},
+{"detokenize": tokens}.
+From it: {"loaded": …}, {"failed": error}, {"rendering": n}, {"deltas": [piece, …]},
+{"done": [finish, usage, piece]}, {"error": error, "id": n}, {"result": …, "id": n}; a piece is
+[n, text, reasoning] and, where there are any, calls and logprobs.
 """
 
 import json
-from collections.abc import Mapping
+from base64 import b64decode
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from mdl.engine.request import (
+    CallPiece,
     Chat,
+    Completion,
     Delta,
+    Embed,
+    Embedded,
     EngineFiles,
-    EngineSettings,
+    Format,
+    Input,
     Loaded,
+    Logprob,
     Message,
+    Rank,
+    Ranked,
     Sampling,
     ToolCall,
     Usage,
@@ -26,6 +38,7 @@ from mdl.engine.request import (
 from mdl.errors import EngineError, MdlError
 
 Wire = dict[str, Any]
+R = TypeVar("R")
 
 _ERRORS = {kind.code: kind for kind in MdlError.__subclasses__()}
 
@@ -46,80 +59,92 @@ def parse(data: bytes) -> Wire:
     return message
 
 
-def _plain(record: Any) -> Wire:
-    return {name: getattr(record, name) for name in record.__slots__}
-
-
-def pack_load(files: EngineFiles, settings: EngineSettings) -> Wire:
-    return {
-        "model": str(files.model),
-        "projector": str(files.projector) if files.projector else None,
-        "adapters": [[str(path), scale] for path, scale in files.adapters],
-        "template": files.template,
-        "settings": _plain(settings),
-    }
-
-
-def unpack_load(wire: Wire) -> tuple[EngineFiles, EngineSettings]:
-    files = EngineFiles(
-        model=Path(wire["model"]),
-        projector=Path(wire["projector"]) if wire["projector"] else None,
-        adapters=tuple((Path(path), scale) for path, scale in wire["adapters"]),
-        template=wire["template"],
-    )
-    return files, EngineSettings(**wire["settings"])
-
-
-def pack_loaded(loaded: Loaded) -> Wire:
-    return _plain(loaded)
-
-
-def unpack_loaded(wire: Wire) -> Loaded:
-    return Loaded(**{**wire, "devices": tuple(wire["devices"])})
-
-
-def pack_chat(chat: Chat) -> Wire:
-    return {
-        "messages": [_pack_message(message) for message in chat.messages],
-        "sampling": _plain(chat.sampling),
-        "tools": [_jsonable(tool) for tool in chat.tools],
-        "thinking": chat.thinking,
-    }
-
-
-def _pack_message(message: Message) -> Wire:
-    return {**_plain(message), "tool_calls": [_plain(call) for call in message.tool_calls]}
-
-
-def _jsonable(value: Any) -> Any:
+def pack(value: Any) -> Any:
+    """A record, and what is in it, as JSON has it."""
+    if isinstance(value, Path):
+        return str(value)
+    if slots := getattr(value, "__slots__", None):
+        return {name: pack(getattr(value, name)) for name in slots}
     if isinstance(value, Mapping):
-        return {str(key): _jsonable(item) for key, item in value.items()}
+        return {str(key): pack(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_jsonable(item) for item in value]
-    return value
+        return [pack(item) for item in value]
+    return value.decode("latin-1") if isinstance(value, bytes) else value
 
 
-def unpack_chat(wire: Wire) -> Chat:
-    sampling = wire["sampling"]
-    return Chat(
-        messages=tuple(_unpack_message(message) for message in wire["messages"]),
-        sampling=Sampling(**{**sampling, "stop": tuple(sampling["stop"])}),
-        tools=tuple(wire["tools"]),
-        thinking=wire["thinking"],
-    )
+def unpack(kind: type[R], wire: Wire) -> R:
+    """The record that `pack` was given."""
+    inner = _INNER.get(kind, {})
+    return kind(**{name: inner[name](value) if name in inner else value for name, value in wire.items()})
 
 
-def _unpack_message(wire: Wire) -> Message:
-    return Message(**{**wire, "tool_calls": tuple(ToolCall(**call) for call in wire["tool_calls"])})
+def _one(kind: type[R]) -> Callable[[Any], R | None]:
+    return lambda wire: None if wire is None else unpack(kind, wire)
+
+
+def _many(kind: type[R]) -> Callable[[Any], tuple[R, ...]]:
+    return lambda wires: tuple(unpack(kind, wire) for wire in wires)
+
+
+def _pairs(wire: Any) -> tuple[Any, ...]:
+    return tuple(tuple(pair) for pair in wire)
+
+
+def _input(wire: Any) -> Input:
+    return wire if isinstance(wire, str) else tuple(wire)
+
+
+def _bytes(wire: str) -> bytes:
+    return wire.encode("latin-1")
+
+
+# How what is no plain value is read: the fields of each record.
+_INNER: dict[type, dict[str, Callable[[Any], Any]]] = {
+    EngineFiles: {
+        "model": Path,
+        "projector": lambda path: Path(path) if path else None,
+        "adapters": lambda pairs: tuple((Path(path), scale) for path, scale in pairs),
+    },
+    Loaded: {"devices": tuple},
+    Sampling: {"stop": tuple, "dry_sequence_breakers": tuple, "logit_bias": _pairs},
+    Message: {"tool_calls": _many(ToolCall)},
+    Chat: {"messages": _many(Message), "sampling": _one(Sampling), "tools": tuple, "format": _one(Format)},
+    Completion: {"prompt": _input, "sampling": _one(Sampling), "format": _one(Format)},
+    Embed: {"inputs": lambda inputs: tuple(map(_input, inputs))},
+    Rank: {"documents": tuple},
+    Embedded: {"vectors": lambda texts: tuple(map(b64decode, texts)), "tokens": tuple},
+    Ranked: {"scores": tuple},
+    Logprob: {
+        "piece": _bytes,
+        "top": lambda tops: tuple((token, _bytes(piece), logprob) for token, piece, logprob in tops),
+    },
+}
+
+
+# Pieces of answers, which are many: as lists, with what is seldom there at the end
+
+
+def pack_piece(request: int, delta: Delta) -> list[Any]:
+    rest = [pack(delta.calls), pack(delta.logprobs)] if delta.calls or delta.logprobs else []
+    return [request, delta.text, delta.reasoning, *rest]
+
+
+def unpack_piece(wire: list[Any]) -> tuple[int, Delta]:
+    request, text, reasoning, *rest = wire
+    if not rest:
+        return request, Delta(text, reasoning)
+    calls, logprobs = rest
+    return request, Delta(text, reasoning, calls=_many(CallPiece)(calls), logprobs=_many(Logprob)(logprobs))
 
 
 def pack_done(request: int, delta: Delta) -> list[Any]:
-    return [request, delta.text, delta.reasoning, delta.finish, delta.usage and _plain(delta.usage)]
+    return [delta.finish, pack(delta.usage), pack_piece(request, delta)]
 
 
 def unpack_done(wire: list[Any]) -> tuple[int, Delta]:
-    request, text, reasoning, finish, usage = wire
-    return request, Delta(text, reasoning, finish, Usage(**usage) if usage else None)
+    finish, usage, piece = wire
+    request, delta = unpack_piece(piece)
+    return request, replace(delta, finish=finish, usage=_one(Usage)(usage))
 
 
 def pack_error(error: MdlError) -> Wire:

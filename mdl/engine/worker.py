@@ -17,7 +17,8 @@ from time import perf_counter
 from typing import Any
 
 from mdl.engine import wire
-from mdl.engine.request import Chat, EngineSettings
+from mdl.engine.answer import Answer
+from mdl.engine.request import Chat, EngineFiles, EngineSettings
 from mdl.engine.scheduler import Scheduler
 from mdl.engine.sequence import Sequence
 from mdl.engine.template import CHATML, CHATML_END, REASONING_TAGS, Prompt, Reasoning, Template, import_jinja
@@ -97,12 +98,12 @@ class Worker:
         request = message["id"]
         try:
             if "chat" in message:
-                self.start(request, wire.unpack_chat(message["chat"]))
+                self.start(request, wire.unpack(Chat, message["chat"]))
             elif "count" in message:
-                prompt = self.render(request, wire.unpack_chat(message["count"]))
+                prompt = self.render(request, wire.unpack(Chat, message["count"]))
                 self.pipes.send(id=request, result=len(self.runner.tokenize(prompt.pieces)))
             else:
-                prompt = self.render(request, wire.unpack_chat(message["render"]))
+                prompt = self.render(request, wire.unpack(Chat, message["render"]))
                 self.pipes.send(id=request, result=prompt.text)
         except MdlError as error:
             self.pipes.send(id=request, error=wire.pack_error(error))
@@ -116,8 +117,8 @@ class Worker:
             raise UsageError("the prompt is empty")
         self.check_length(len(tokens))
         reasoning = Reasoning(prompt.text, spaced=self.runner.adds_space)
-        stop = chat.sampling.stop + self.stop
-        sequence = Sequence(request, tokens, self.limit(tokens, chat), reasoning, stop)
+        answer = Answer(reasoning, chat.sampling.stop + self.stop)
+        sequence = Sequence(request, tokens, self.limit(tokens, chat), answer)
         sequence.sampler = self.runner.sampler(chat.sampling)
         self.sequences[request] = sequence
         self.scheduler.add(sequence)
@@ -215,10 +216,10 @@ class Worker:
 
     def flush(self) -> None:
         """One message with what all the answers have become."""
-        deltas = [[request, *sequence.drain()] for request, sequence in self.unsent.items()]
+        deltas = [wire.pack_piece(request, sequence.drain()) for request, sequence in self.unsent.items()]
         self.unsent.clear()
         self.flushed = perf_counter()
-        if deltas := [delta for delta in deltas if delta[1] or delta[2]]:
+        if deltas := [delta for delta in deltas if delta[1] or delta[2] or delta[3:]]:
             self.pipes.send(deltas=deltas)
 
 
@@ -289,9 +290,10 @@ def load(pipes: Pipes) -> Worker:
     from mdl.engine.llama import Runner
 
     threading.Thread(target=import_jinja, daemon=True).start()  # while the model is loaded, which is C
-    files, settings = wire.unpack_load(pipes.inbox.get()["load"])
+    files, settings = pipes.inbox.get()["load"]
+    files, settings = wire.unpack(EngineFiles, files), wire.unpack(EngineSettings, settings)
     runner = Runner(files, settings)
-    pipes.send(loaded=wire.pack_loaded(runner.loaded))
+    pipes.send(loaded=wire.pack(runner.loaded))
     return Worker(pipes, runner, settings, files.template)
 
 

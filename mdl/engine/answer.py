@@ -1,0 +1,102 @@
+"""An answer on its way from the bytes of tokens to text. Knows no tokens and no llama.cpp.
+
+Bytes become characters when they are whole, reasoning is told from the answer, and what could be the start of
+a stop string waits until it is known.
+"""
+
+import codecs
+from typing import Protocol
+
+from mdl.engine.request import CallPiece
+
+_decoder = codecs.getincrementaldecoder("utf-8")
+
+
+class Reader(Protocol):
+    """Tells one kind of text from another as it comes: `feed` and `end` give (what it took, the rest). `over`
+    is True once all is the rest."""
+
+    over: bool
+
+    def feed(self, text: str) -> tuple[str, str]: ...
+
+    def end(self) -> tuple[str, str]: ...
+
+
+class Stops:
+    """Text up to the one of some strings that is whole first. The string is kept out of it."""
+
+    def __init__(self, strings: tuple[str, ...]) -> None:
+        self.strings = strings
+        self.held = ""
+        self._longest = max(map(len, strings))
+
+    def feed(self, text: str) -> tuple[str, bool]:
+        """What is certain of the text so far, and whether it ended at a stop string."""
+        text = self.held + text
+        found = [(start + len(string), start) for string in self.strings if (start := text.find(string)) >= 0]
+        if found:
+            self.held = ""
+            return text[: min(found)[1]], True
+        cut = self._undecided(text)
+        self.held = text[cut:]
+        return text[:cut], False
+
+    def _undecided(self, text: str) -> int:
+        """Where a stop string may have begun."""
+        for start in range(max(0, len(text) - self._longest + 1), len(text)):
+            if any(string.startswith(text[start:]) for string in self.strings):
+                return start
+        return len(text)
+
+
+class Answer:
+    """What has come of it since the last `drain`. `reasoning` None: all of it is text."""
+
+    __slots__ = ("_decode", "_reasoning", "_stops", "_text", "_thought", "stopped")
+
+    def __init__(self, reasoning: Reader | None = None, stop: tuple[str, ...] = ()) -> None:
+        self.stopped = False
+        self._decode = _decoder("replace").decode
+        self._reasoning = reasoning
+        self._stops = Stops(stop) if stop else None
+        self._text = self._thought = ""
+
+    @property
+    def thinks(self) -> bool:
+        """Whether it is still within its reasoning, or has not said anything else."""
+        return self._reasoning is not None and not self._reasoning.over
+
+    @property
+    def called(self) -> bool:
+        """Whether it has called a tool."""
+        return False
+
+    def feed(self, piece: bytes) -> None:
+        """The bytes of the next token. `stopped` is True from a stop string on."""
+        text = self._decode(piece)
+        if text:
+            self._take(text)
+
+    def end(self) -> None:
+        """What was held back is text after all."""
+        self._take(self._decode(b"", True))
+        text = ""
+        if self._reasoning is not None:
+            thought, text = self._reasoning.end()
+            self._thought += thought
+        self._text += text if self._stops is None else self._stops.feed(text)[0] + self._stops.held
+
+    def drain(self) -> tuple[str, str, tuple[CallPiece, ...]]:
+        """Text, reasoning and calls since the last time."""
+        drained = self._text, self._thought, ()
+        self._text = self._thought = ""
+        return drained
+
+    def _take(self, text: str) -> None:
+        if self._reasoning is not None and not self._reasoning.over:
+            thought, text = self._reasoning.feed(text)
+            self._thought += thought
+        if self._stops is not None and text:
+            text, self.stopped = self._stops.feed(text)
+        self._text += text
