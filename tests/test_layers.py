@@ -172,7 +172,8 @@ HOMES = {
     "tomlkit": {"config"},
     "portalocker": {"store", "config"},
     "gguf": set(),
-    "numpy": set(),
+    "numpy": {"engine/grammar", "engine/llama"},
+    "llguidance": {"engine/grammar"},
 }  # fmt: skip
 
 
