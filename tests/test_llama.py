@@ -45,8 +45,10 @@ def ask(text, sampling=GREEDY):
 
 
 def start(runner, *chats, cells=None):
+    for slot in range(runner.slots):
+        runner.forget(slot)
     worker = Worker(Heard(), runner, EngineSettings(), None)
-    worker.scheduler.cells = cells or worker.scheduler.cells
+    worker.scheduler.cache.cells = cells or worker.scheduler.cache.cells
     for number, chat in enumerate(chats):
         worker.handle({"chat": pack(chat), "id": number})
     return worker
@@ -130,7 +132,7 @@ def test_where_llama_cpp_has_less_room_than_was_thought_nothing_wrong_is_answere
     runner = Runner(EngineFiles(DEMO), EngineSettings(context=128, parallel=2))
     assert runner.cells == 256
     worker = start(runner, cells=10_000)
-    worker.slots, worker.scheduler.slots, worker.context = [0, 1], 2, 2000
+    worker.context = 2000
     twice = (Message("user", "Count to 100."), Message("assistant", TO_100), Message("user", "Count to 100."))
     for number in range(2):
         worker.handle({"chat": pack(Chat(twice, GREEDY)), "id": number})
@@ -148,7 +150,7 @@ def test_after_a_cancellation_and_at_the_end_all_slots_are_free(runner):
         worker.handle({"cancel": request})
     heard = finish(worker)
     assert sorted(heard.done) == [1, 3, 4]
-    assert sorted(worker.slots) == [0, 1, 2, 3]
+    assert worker.scheduler.cache.busy == 0 and not worker.scheduler.running
     assert all(heard.texts[request] == TO_100 for request in heard.done)
 
 

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mdl.engine.prefix import Cache
 from mdl.engine.scheduler import Scheduler, share
 
 
@@ -15,29 +16,37 @@ class Request:
     answer: int
     tokens: list[int] = field(default_factory=list)
     computed: int = 0
-    waited: int = 0
+    slot: int = -1
+    most: int = 10_000
+    fresh: bool = False
+    begun: int = 0
 
     def __post_init__(self):
-        self.tokens = [0] * self.prompt
+        self.tokens = self.tokens or [id(self)] * self.prompt  # like no other
+
+    def begin(self):
+        self.begun += 1
 
     @property
     def done(self):
         return len(self.tokens) == self.prompt + self.answer
 
 
+def scheduling(slots, batch, cells, headroom=64):
+    return Scheduler(slots, batch, Cache(slots + 3, cells), headroom)
+
+
 def step(scheduler):
     """One step as the worker takes it, with what must hold in each. Returns those who finished."""
-    preempted = scheduler.make_room()
-    assert all(request.computed == 0 for request in preempted)
-    scheduler.admit()
     work = scheduler.schedule()
     assert len(scheduler.running) <= scheduler.slots
     assert sum(piece.amount for piece in work) <= scheduler.batch
     assert all(piece.amount > 0 for piece in work)
     assert len({id(piece.sequence) for piece in work}) == len(work) == len(scheduler.running)
-    for request, amount in work:
-        request.computed += amount
-    assert sum(request.computed for request in scheduler.running) <= scheduler.cells
+    assert all(request.computed == 0 and request.slot == -1 for request in scheduler.waiting)
+    scheduler.advance(work)
+    assert scheduler.cache.busy <= scheduler.cache.used <= scheduler.cache.cells
+    assert len({request.slot for request in scheduler.running}) == len(scheduler.running)
     return [request for request, _ in work if sample(scheduler, request)]
 
 
@@ -55,7 +64,7 @@ requests = st.lists(st.builds(Request, st.integers(1, 60), st.integers(1, 40)), 
 
 @given(requests, st.integers(1, 5), st.integers(5, 40), st.integers(100, 300), st.integers(0, 64))
 def test_every_request_finishes_within_the_batch_the_slots_and_the_cells(todo, slots, batch, cells, headroom):
-    scheduler = Scheduler(slots, batch, cells, headroom)
+    scheduler = scheduling(slots, batch, cells, headroom)
     for request in todo:
         scheduler.add(request)
     steps = 0
@@ -68,7 +77,7 @@ def test_every_request_finishes_within_the_batch_the_slots_and_the_cells(todo, s
 
 @given(requests, st.integers(1, 4), st.integers(4, 20))
 def test_the_oldest_advances_in_each_step(todo, slots, batch):
-    scheduler = Scheduler(slots, batch, cells=100)
+    scheduler = scheduling(slots, batch, cells=100)
     for request in todo:
         scheduler.add(request)
     while scheduler.running or scheduler.waiting:
@@ -95,11 +104,10 @@ def test_a_batch_is_shared_evenly_and_fully(pendings, budget):
 
 def test_a_step_has_the_answers_first_and_prompts_in_what_is_left():
     answering, long = Request(3, 10), Request(100, 10)
-    scheduler = Scheduler(slots=4, batch=16, cells=500)
+    scheduler = scheduling(slots=4, batch=16, cells=500)
     scheduler.add(answering)
     step(scheduler)
     scheduler.add(long)
-    scheduler.admit()
     work = scheduler.schedule()
     assert [(piece.sequence, piece.amount, piece.samples) for piece in work] == [
         (answering, 1, True),
@@ -109,7 +117,7 @@ def test_a_step_has_the_answers_first_and_prompts_in_what_is_left():
 
 def test_requests_start_in_the_order_in_which_they_came():
     todo = [Request(5, 3) for _ in range(6)]
-    scheduler = Scheduler(slots=2, batch=8, cells=1000)
+    scheduler = scheduling(slots=2, batch=8, cells=1000)
     for request in todo:
         scheduler.add(request)
     finished = []
@@ -119,7 +127,7 @@ def test_requests_start_in_the_order_in_which_they_came():
 
 
 def test_a_short_request_behind_long_ones_is_not_kept_waiting_by_them():
-    scheduler = Scheduler(slots=4, batch=32, cells=10_000)
+    scheduler = scheduling(slots=4, batch=32, cells=10_000)
     for _ in range(3):
         scheduler.add(Request(1000, 10))
     short = Request(8, 2)
@@ -133,7 +141,7 @@ def test_a_short_request_behind_long_ones_is_not_kept_waiting_by_them():
 
 def test_when_the_cells_run_out_the_youngest_waits_and_is_the_next_to_be_computed_again():
     old, young, third = todo = [Request(20, 60), Request(20, 60), Request(5, 5)]
-    scheduler = Scheduler(slots=2, batch=64, cells=100, headroom=0)
+    scheduler = scheduling(slots=2, batch=64, cells=100, headroom=0)
     for request in todo:
         scheduler.add(request)
     preempted = 0
@@ -148,7 +156,7 @@ def test_when_the_cells_run_out_the_youngest_waits_and_is_the_next_to_be_compute
 @pytest.mark.parametrize("where", ["running", "waiting"])
 def test_a_request_that_is_removed_takes_no_part_any_more(where):
     first, second = Request(5, 5), Request(5, 5)
-    scheduler = Scheduler(slots=1, batch=8, cells=100)
+    scheduler = scheduling(slots=1, batch=8, cells=100)
     scheduler.add(first)
     scheduler.add(second)
     step(scheduler)

@@ -72,6 +72,10 @@ class Answer:
         """Whether it has called a tool."""
         return False
 
+    def say(self, text: str) -> None:
+        """Text before the answer: the prompt, where it is told again."""
+        self._text += text
+
     def feed(self, piece: bytes) -> None:
         """The bytes of the next token. `stopped` is True from a stop string on."""
         text = self._decode(piece)

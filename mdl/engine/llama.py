@@ -12,12 +12,13 @@ import re
 import sys
 import types
 from collections.abc import Iterable, Sequence
+from math import inf
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from mdl.engine.request import EngineFiles, EngineSettings, Loaded, Sampling
-from mdl.errors import DiskError, EngineError, NotFound, UnsupportedModel, UsageError
+from mdl.engine.request import EngineFiles, EngineSettings, Format, Loaded, Logprob, Sampling
+from mdl.errors import DiskError, EngineError, MdlError, NotFound, UnsupportedModel, UsageError
 
 
 def _low_level() -> Any:
@@ -41,6 +42,7 @@ def _low_level() -> Any:
 C = _low_level()
 
 MAX_CELLS = 16_384
+FORBIDS = -100.0  # a bias of so much, as in OpenAI's API
 TINY = 50_000_000  # parameters: below this a step is too short for a second thread to pay
 _ERROR, _CONTINUED = 4, 5  # ggml_log_level
 _GPU, _INTEGRATED = 1, 2  # ggml_backend_dev_type
@@ -91,12 +93,16 @@ class Runner:
         parameters = C.llama_model_n_params(self._model)
         self.threads = settings.threads or (1 if parameters < TINY else physical_cores())
         self.context, self.cells = self._sizes(settings)
+        self.whole = C.llama_model_is_recurrent(self._model) or C.llama_model_is_hybrid(self._model)
         self._context = self._new_context(settings)
+        self.slots: int = C.llama_n_seq_max(self._context)
         self._memory = C.llama_get_memory(self._context)
         self.batch: int = C.llama_n_batch(self._context)  # less than was asked for where the context is small
         self._adapters = self._load_adapters(files.adapters)
         self._pieces: list[bytes | bool | None] = [False] * C.llama_vocab_n_tokens(self._vocab)
         self._longest = 0
+        self._grammars: Any = None
+        self._echoing = False
         self._set_up_batch(self.batch)
         self._read_vocabulary()
         self.loaded = self._describe(files, perf_counter() - started)
@@ -136,7 +142,7 @@ class Runner:
         return max(1, int(layers) * int(heads) * width * 2)
 
     def _new_context(self, settings: EngineSettings) -> Any:
-        params = context_params(self.cells, settings)
+        params = context_params(self.cells, settings, self.whole)
         params.n_threads = params.n_threads_batch = self.threads
         context = C.llama_init_from_model(self._model, params)
         if not context:
@@ -207,6 +213,9 @@ class Runner:
             )
             if token >= 0
         }
+        fim = C.llama_vocab_fim_pre, C.llama_vocab_fim_suf, C.llama_vocab_fim_mid
+        self._infill = tuple(token(vocab) for token in fim)
+        self.infill = min(self._infill) >= 0
         self._bos = C.llama_vocab_bos(vocab) if C.llama_vocab_get_add_bos(vocab) else -1
         self.adds_space = C.llama_vocab_type(vocab) == C.LLAMA_VOCAB_TYPE_SPM
 
@@ -227,6 +236,8 @@ class Runner:
             threads=self.threads,
             template="given" if files.template is not None else "model" if self.template else "default",
             seconds=seconds,
+            width=C.llama_model_n_embd(self._model),
+            infill=self.infill,
         )
 
     def _meta(self, key: str) -> str:
@@ -251,6 +262,41 @@ class Runner:
         if self._bos >= 0 and tokens[:1] != [self._bos]:
             tokens.insert(0, self._bos)
         return tokens
+
+    def prompt(self, prompt: str | tuple[int, ...], suffix: str | None) -> list[int]:
+        """The tokens of a text that is gone on with, or that comes before a suffix.
+
+        Raises UsageError for tokens that the model does not have, UnsupportedModel for a suffix where it was
+        not trained to fill in.
+        """
+        tokens = self._checked(prompt) if isinstance(prompt, tuple) else self.tokens(prompt)
+        if suffix is not None:
+            tokens = self._around(tokens, self.tokens(suffix))
+        if self._bos >= 0 and tokens[:1] != [self._bos] and not isinstance(prompt, tuple):
+            tokens.insert(0, self._bos)
+        return tokens
+
+    def tokens(self, text: str) -> list[int]:
+        """Of a text as it is, in which what reads like a control token is one."""
+        return self._tokenize(text, continued=False)
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """Raises UsageError for what is no token."""
+        pieces = b"".join(map(self.text_of, self._checked(tokens)))
+        return pieces.decode("utf-8", "replace").removeprefix(" " if self.adds_space else "")
+
+    def _checked(self, tokens: Sequence[int]) -> list[int]:
+        vocabulary = len(self._pieces)
+        if wrong := [token for token in tokens if not 0 <= token < vocabulary]:
+            raise UsageError(f"there is no token {wrong[0]}: the model knows {vocabulary:,}")
+        return list(tokens)
+
+    def _around(self, before: list[int], after: list[int]) -> list[int]:
+        """Prefix, suffix, and then the middle, which is the answer: as models for code are trained."""
+        if not self.infill:
+            raise UnsupportedModel("the model was not made to fill in: it takes no suffix")
+        prefix, suffix, middle = self._infill
+        return [prefix, *before, suffix, *after, middle]
 
     def fewest_tokens(self, characters: int) -> int:
         """What a text of that length is at least: no token stands for more than the longest one does."""
@@ -307,27 +353,74 @@ class Runner:
     # Running
 
     def sampler(self, sampling: Sampling) -> int:
-        """A chain that chooses the next token. To be given back with `free`."""
+        """A chain that chooses the next token. To be given back with `free`.
+
+        Raises UsageError for a bias of a token that the vocabulary does not have.
+        """
         chain = C.llama_sampler_chain_init(C.llama_sampler_chain_default_params())
-        for link in self._links(sampling):
-            if not link:
-                C.llama_sampler_free(chain)
-                raise EngineError("llama.cpp refuses the sampling parameters")
-            C.llama_sampler_chain_add(chain, link)
+        try:
+            for link in self._links(sampling):
+                if not link:
+                    raise EngineError("llama.cpp refuses the sampling parameters")
+                C.llama_sampler_chain_add(chain, link)
+        except MdlError:
+            C.llama_sampler_free(chain)
+            raise
         return chain  # type: ignore[no-any-return]
 
     def _links(self, sampling: Sampling) -> Iterable[Any]:
-        """In llama.cpp's own order: penalties, then what is cut off, then temperature and choice."""
+        """In llama.cpp's own order: biases, penalties, what is cut off, then temperature and choice."""
+        if sampling.logit_bias:
+            yield self._biases(sampling.logit_bias)
+        yield from self._penalties(sampling)
+        if sampling.temperature == 0:
+            yield C.llama_sampler_init_greedy()
+        elif sampling.mirostat:
+            yield C.llama_sampler_init_temp(sampling.temperature)
+            yield self._mirostat(sampling)
+        else:
+            yield from self._cuts(sampling)
+            yield C.llama_sampler_init_temp(sampling.temperature)
+            yield C.llama_sampler_init_dist(seed_of(sampling))
+
+    def _biases(self, biases: tuple[tuple[int, float], ...]) -> Any:
+        vocabulary = len(self._pieces)
+        if unknown := [token for token, _ in biases if token >= vocabulary]:
+            raise UsageError(f"logit_bias has token {unknown[0]}, and the model knows {vocabulary:,}")
+        entries = (C.llama_logit_bias * len(biases))(
+            *((token, bias if bias > FORBIDS else -inf) for token, bias in biases)
+        )
+        return C.llama_sampler_init_logit_bias(vocabulary, len(biases), entries)
+
+    def _penalties(self, sampling: Sampling) -> Iterable[Any]:
         vocabulary = len(self._pieces)
         if sampling.repeat_penalty != 1:
-            last = min(sampling.repeat_last_n, self.context) if sampling.repeat_last_n >= 0 else self.context
+            last = self._back(sampling.repeat_last_n)
             yield C.llama_sampler_init_penalties(vocabulary, last, sampling.repeat_penalty, 0.0, 0.0)
         if sampling.frequency_penalty or sampling.presence_penalty:
             frequency, presence = sampling.frequency_penalty, sampling.presence_penalty
             yield C.llama_sampler_init_penalties(vocabulary, self.context, 1.0, frequency, presence)
-        if sampling.temperature == 0:
-            yield C.llama_sampler_init_greedy()
-            return
+        if sampling.dry_multiplier:
+            yield self._dry(sampling)
+
+    def _back(self, last: int) -> int:
+        return min(last, self.context) if last >= 0 else self.context
+
+    def _dry(self, sampling: Sampling) -> Any:
+        breakers = [text.encode() for text in sampling.dry_sequence_breakers]
+        return C.llama_sampler_init_dry(
+            self._vocab,
+            sampling.dry_multiplier,
+            sampling.dry_base,
+            sampling.dry_allowed_length,
+            self._back(sampling.dry_penalty_last_n),
+            (ctypes.c_char_p * len(breakers))(*breakers),
+            len(breakers),
+        )
+
+    def _cuts(self, sampling: Sampling) -> Iterable[Any]:
+        if sampling.top_n_sigma:
+            yield C.llama_sampler_init_top_n_sigma(sampling.top_n_sigma)
         if sampling.top_k:
             yield C.llama_sampler_init_top_k(sampling.top_k)
         if sampling.typical_p < 1:
@@ -336,8 +429,28 @@ class Runner:
             yield C.llama_sampler_init_top_p(sampling.top_p, 1)
         if sampling.min_p > 0:
             yield C.llama_sampler_init_min_p(sampling.min_p, 1)
-        yield C.llama_sampler_init_temp(sampling.temperature)
-        yield C.llama_sampler_init_dist(seed_of(sampling))
+        if sampling.xtc_probability > 0:
+            chance, threshold = sampling.xtc_probability, sampling.xtc_threshold
+            yield C.llama_sampler_init_xtc(chance, threshold, 1, seed_of(sampling))
+
+    def _mirostat(self, sampling: Sampling) -> Any:
+        seed, tau, eta = seed_of(sampling), sampling.mirostat_tau, sampling.mirostat_eta
+        if sampling.mirostat == 2:
+            return C.llama_sampler_init_mirostat_v2(seed, tau, eta)
+        return C.llama_sampler_init_mirostat(len(self._pieces), seed, tau, eta, 100)
+
+    def constraint(self, format: Format) -> Any:
+        """What holds an answer to a form. Raises UsageError for one that is none."""
+        if self._grammars is None:
+            from mdl.engine.grammar import Grammars
+
+            pieces = [self.text_of(token) for token in range(len(self._pieces))]
+            ends = [token for token in range(len(pieces)) if C.llama_vocab_is_eog(self._vocab, token)]
+            self._grammars = Grammars(pieces, self.controls, ends, self._tokenize_bytes)
+        return self._grammars.constraint(format)
+
+    def _tokenize_bytes(self, data: bytes) -> list[int]:
+        return self.tokens(data.decode("utf-8", "replace"))
 
     def free(self, sampler: int) -> None:
         C.llama_sampler_free(sampler)
@@ -348,22 +461,29 @@ class Runner:
 
         Raises EngineError when llama.cpp cannot compute; then the cache is empty.
         """
-        samplers = self._fill(work)
+        places = self._fill(work)
         status = C.llama_decode(self._context, self._batch)
         if status == 0:
+            if self._echoing:
+                self._echo(work)
             sample, context = C.llama_sampler_sample, self._context
-            return [sample(sampler, context, index) for sampler, index in samplers]
+            return [
+                sample(sequence.sampler, context, place) if sequence.plain else self._sample(sequence, place)
+                for sequence, place in places
+            ]
         if status == 1:
             return None
         C.llama_memory_clear(self._memory, True)
         raise EngineError(f"llama.cpp cannot compute this (llama_decode: {status}): {self.log.cause()}")
 
-    def _fill(self, work: Sequence[tuple[Any, int]]) -> list[tuple[int, int]]:
-        """Writes the batch. The samplers, and the places of the batch that they look at."""
-        samplers = []
+    def _fill(self, work: Sequence[tuple[Any, int]]) -> list[tuple[Any, int]]:
+        """Writes the batch. The sequences that get a token, and the places of the batch that tell which."""
+        places = []
         end = 0
+        self._echoing = False
         for sequence, count in work:
             tokens, computed, slot = sequence.tokens, sequence.computed, sequence.slot
+            self._echoing |= sequence.echoes
             if count == 1:
                 self._tokens[end] = tokens[computed]
                 self._positions[end] = computed
@@ -373,27 +493,86 @@ class Runner:
                 self._tokens[start : start + count] = tokens[computed : computed + count]
                 self._positions[start : start + count] = range(computed, computed + count)
                 self._slots[start : start + count] = [slot] * count
-                self._outputs[start : start + count] = [0] * count
+                self._outputs[start : start + count] = [sequence.echoes] * count
                 end += count - 1
             last = computed + count == len(tokens)
-            self._outputs[end] = last
+            self._outputs[end] = last or sequence.echoes
             if last:
-                samplers.append((sequence.sampler, end))
+                places.append((sequence, end))
             end += 1
         self._batch.n_tokens = end
-        return samplers
+        return places
+
+    def _sample(self, sequence: Any, place: int) -> int:
+        """The next token of one that is held to a form, or whose logprobs are told."""
+        logits = C.llama_get_logits_ith(self._context, place)
+        likely = None if sequence.logprobs is None else Likely(self, logits, sequence.logprobs)
+        held = sequence.constraint is not None and not sequence.answer.thinks
+        if held:
+            sequence.constraint.mask(ctypes.addressof(logits.contents))
+        token: int = C.llama_sampler_sample(sequence.sampler, self._context, place)
+        if held:
+            sequence.constraint.accept(token)
+        if likely is not None:
+            sequence.tell(likely.of(token))
+        return token
+
+    def _echo(self, work: Sequence[tuple[Any, int]]) -> None:
+        """Tells the logprobs of the prompts that ask for it."""
+        end = 0
+        for sequence, count in work:
+            for place in range(end, end + count) if sequence.echoes else ():
+                position = sequence.computed + place - end + 1
+                if position < len(sequence.tokens):
+                    logits = C.llama_get_logits_ith(self._context, place)
+                    likely = Likely(self, logits, sequence.logprobs or 0)
+                    sequence.tell_prompt(position, likely.of(sequence.tokens[position]))
+            end += count
+
+    def text_of(self, token: int) -> bytes:
+        """The bytes of any token, also of those that say nothing in an answer."""
+        return self._bytes(token, special=True)
 
     def forget(self, slot: int) -> None:
         """Frees the cells of a slot."""
         C.llama_memory_seq_rm(self._memory, slot, -1, -1)
 
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Lets the target, which is empty, begin with the first tokens of the source: in a unified cache the
+        same cells."""
+        C.llama_memory_seq_cp(self._memory, source, target, 0, length)
 
-def context_params(cells: int, settings: EngineSettings) -> Any:
+
+class Likely:
+    """The probabilities in one place of a batch, before anything is cut off. The logits may change after."""
+
+    def __init__(self, runner: Runner, logits: Any, most: int) -> None:
+        import numpy as np
+
+        vocabulary = len(runner._pieces)
+        self._runner = runner
+        self._logits = np.ctypeslib.as_array(logits, (vocabulary,))
+        row = self._logits.astype(np.float64)
+        highest = row.max()
+        self._sum = highest + np.log(np.exp(row - highest).sum())
+        most = min(most, vocabulary)
+        # The lower id goes first where two are the same, as for llama.cpp's greedy sampler.
+        best = np.argpartition(-row, most - 1)[:most] if 0 < most < vocabulary else np.arange(most)
+        order = sorted(best.tolist(), key=lambda token: (-row[token], token))
+        self._top = tuple((token, runner.text_of(token), float(row[token] - self._sum)) for token in order)
+
+    def of(self, token: int) -> Logprob:
+        """Of the token that was taken."""
+        logprob = float(self._logits[token] - self._sum)
+        return Logprob(token, self._runner.text_of(token), logprob, self._top)
+
+
+def context_params(cells: int, settings: EngineSettings, whole: bool = False) -> Any:
     """What memory depends on. The defaults of mdl.memory.need are the same."""
     params = C.llama_context_default_params()
     params.n_ctx = cells
     params.n_batch = params.n_ubatch = settings.batch
-    params.n_seq_max = settings.parallel
+    params.n_seq_max = settings.slots(whole)
     params.kv_unified = True
     return params
 

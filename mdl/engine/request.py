@@ -283,6 +283,9 @@ class EngineFiles:
             _check(f"the scale of {path.name}", scale, -1000.0, 1000.0)
 
 
+KEPT = 32  # finished requests that others may begin with; each is compared with each new prompt
+
+
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
     """How a model is loaded. None is "as this machine and this model need it".
@@ -313,6 +316,11 @@ class EngineSettings:
             raise UsageError(
                 f"batch is {self.batch}, and has to hold a token for each of {self.parallel} requests"
             )
+
+    def slots(self, whole: bool = False) -> int:
+        """Sequences that the cache can tell apart: those that run, and those that are kept for others to go
+        on from. With a `whole` state each one takes memory, as in recurrent models."""
+        return 2 * self.parallel if whole else self.parallel + KEPT
 
 
 _SETTINGS = (

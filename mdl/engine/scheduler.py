@@ -2,8 +2,10 @@
 
 Answers come first, one token each, so that they keep flowing; prompts share what is left of the batch evenly,
 the short ones whole. Requests wait in the order in which they came, and start when a slot and the cells for
-what they have are free. Answers grow until the cells run out: then the youngest gives its cells back and
-waits, first in the queue, to be computed again. The oldest always goes on, so everything ends.
+what they have are free, from what the cache has of their prompt; one that begins as another one that is being
+computed waits for that, so that what they share is computed once. Answers grow until the cells run out: then
+the youngest gives its cells back and waits, first in the queue, to be computed again. The oldest always goes
+on, so everything ends.
 """
 
 from collections import deque
@@ -11,12 +13,23 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
+from mdl.engine.prefix import NONE, Cache, common
+
+WORTH = 32  # tokens that a request waits for, which somebody else computes
+
 
 class Schedulable(Protocol):
-    """A request: the tokens that it has (prompt and answer so far), and how many of them are computed."""
+    """A request: the tokens that it has (prompt and answer so far), how many of them are computed, in which
+    slot of the cache, and at most how many can be in a step. One that is `fresh` starts from nothing. `begin`
+    is called when it starts, and again if it had to give way."""
 
     tokens: list[int]
     computed: int
+    slot: int
+    most: int
+    fresh: bool
+
+    def begin(self) -> None: ...
 
 
 S = TypeVar("S", bound=Schedulable)
@@ -36,15 +49,15 @@ class Work(NamedTuple, Generic[S]):
 
 @dataclass(slots=True)
 class Scheduler(Generic[S]):
-    """At most `slots` at once, `batch` tokens a step (no fewer than slots), `cells` tokens kept.
+    """At most `slots` at once, `batch` tokens a step (no fewer than slots). No single request may outgrow the
+    cells of the cache, which has at least one slot more.
 
-    No single request may outgrow `cells`. `headroom` tokens are left for each to grow when another one
-    starts, so that it is not sent back at once.
+    `headroom` tokens are left for each to grow when another one starts, so that it is not sent back at once.
     """
 
     slots: int
     batch: int
-    cells: int
+    cache: Cache
     headroom: int = 64
     running: list[S] = field(default_factory=list)  # the oldest first
     waiting: deque[S] = field(default_factory=deque)
@@ -53,40 +66,77 @@ class Scheduler(Generic[S]):
         self.waiting.append(sequence)
 
     def remove(self, sequence: S) -> None:
-        """Finished or cancelled."""
+        """Finished or cancelled: what is computed of it stays in the cache for others."""
         if sequence in self.running:
             self.running.remove(sequence)
+            self.cache.keep(sequence)
         elif sequence in self.waiting:
             self.waiting.remove(sequence)
 
-    def preempt(self) -> S:
-        """The youngest, back in the queue with nothing computed: the caller forgets its cells."""
-        youngest = self.running.pop()
-        youngest.computed = 0
-        self.waiting.appendleft(youngest)
-        return youngest
-
-    def make_room(self) -> list[S]:
-        """Those that have to give up their cells for this step. To be called before `schedule`."""
-        preempted = []
-        while len(self.running) > 1 and self._needed() > self.cells:
-            preempted.append(self.preempt())
-        return preempted
-
-    def admit(self) -> list[S]:
-        """Those that start now. One alone always may."""
-        admitted: list[S] = []
-        needed = self._needed() + self.headroom * len(self.running) if self.waiting else 0
-        while self.waiting and len(self.running) < self.slots:
-            needed += len(self.waiting[0].tokens) + self.headroom
-            if self.running and needed > self.cells:
-                break
-            admitted.append(self.waiting.popleft())
-            self.running.append(admitted[-1])
-        return admitted
+    def reset(self) -> list[S]:
+        """The cache is empty, whatever was in it. Those who ran, who are removed."""
+        lost, self.running = self.running, []
+        for sequence in lost:
+            self.cache.drop(sequence)
+        self.cache.clear()
+        return lost
 
     def schedule(self) -> list[Work[S]]:
         """The next step, answers first. Empty when nothing runs."""
+        self._admit()
+        work = self._planned()
+        while not self.cache.make_room(sum(amount for _, amount in work)) and len(self.running) > 1:
+            self.preempt()
+            work = self._planned()
+        return work
+
+    def advance(self, work: Iterable[Work[S]]) -> None:
+        """The step is computed."""
+        grow = self.cache.grow
+        for sequence, amount in work:
+            sequence.computed += amount
+            grow(sequence, amount)
+
+    def preempt(self) -> None:
+        """The youngest is back in the queue, with nothing computed."""
+        youngest = self.running.pop()
+        self.cache.drop(youngest)
+        self.waiting.appendleft(youngest)
+
+    def _admit(self) -> None:
+        """Starts those that can. One alone always may."""
+        awaiting: list[S] = []
+        while self.waiting and len(self.running) < self.slots and len(awaiting) < self.slots:
+            sequence = self.waiting[0]
+            match = NONE if sequence.fresh else self.cache.match(sequence.tokens)
+            if not sequence.fresh and self._is_coming(sequence, match.length):
+                awaiting.append(self.waiting.popleft())
+                continue
+            need = len(sequence.tokens) + self.headroom - self.cache.held(match)
+            if self.running and self._promised() + need > self.cache.cells:
+                break
+            self.running.append(self.waiting.popleft())
+            self.cache.start(sequence, match)
+            sequence.begin()
+        self.waiting.extendleft(reversed(awaiting))
+
+    def _is_coming(self, sequence: S, here: int) -> bool:
+        """Whether one that is being computed will have more of its prompt than what is here."""
+        if self.cache.whole:
+            return False
+        most = len(sequence.tokens) - 1
+        return any(
+            other.computed < len(other.tokens) - 1
+            and common(other.tokens, sequence.tokens, most) >= max(here, other.computed) + WORTH
+            for other in self.running
+        )
+
+    def _promised(self) -> int:
+        """The cells that those who run have and will need before long."""
+        ahead = sum(len(sequence.tokens) - sequence.computed + self.headroom for sequence in self.running)
+        return self.cache.busy + ahead
+
+    def _planned(self) -> list[Work[S]]:
         work, prompts = [], []
         for sequence in self.running:
             if len(sequence.tokens) - sequence.computed == 1:
@@ -94,9 +144,6 @@ class Scheduler(Generic[S]):
             else:
                 prompts.append(sequence)
         return work + share(prompts, self.batch - len(work)) if prompts else work
-
-    def _needed(self) -> int:
-        return sum(len(sequence.tokens) for sequence in self.running)
 
 
 def share(prompts: Iterable[S], budget: int) -> list[Work[S]]:
@@ -106,7 +153,7 @@ def share(prompts: Iterable[S], budget: int) -> list[Work[S]]:
     order = list(prompts)
     for place, (index, pending) in enumerate(
         sorted(
-            ((i, len(s.tokens) - s.computed) for i, s in enumerate(order)),
+            ((i, min(len(s.tokens) - s.computed, s.most)) for i, s in enumerate(order)),
             key=lambda item: (item[1], -item[0]),
         )
     ):

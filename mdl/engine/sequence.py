@@ -7,15 +7,19 @@ from typing import Any
 from mdl.engine.answer import Answer
 from mdl.engine.request import Delta, Finish, Logprob, Usage
 
+MOST_ECHOED = 32  # tokens in a step of which logits are asked for: each takes a row of the vocabulary
+
 
 class Sequence:
     """Prompt and answer tokens, at most `limit`, of which the first `computed` are in the cache of `slot`.
 
     `sampler` is the runner's. `constraint` holds the answer to a form, once it is done thinking. `logprobs`
     is how many alternatives are told of each token, None where nothing is; with `echoes` of the prompt's too.
+    `fresh`: nothing that is in the cache is gone on with. `most` of its tokens can be in one step.
     """
 
     __slots__ = (
+        "_echoed",
         "_first_token",
         "_prompt_length",
         "_started",
@@ -26,47 +30,73 @@ class Sequence:
         "constraint",
         "echoes",
         "finish",
+        "fresh",
         "limit",
         "logprobs",
+        "most",
+        "plain",
         "request",
         "sampler",
         "slot",
         "tokens",
     )
 
-    def __init__(self, request: int, prompt: list[int], limit: int, answer: Answer) -> None:
+    def __init__(
+        self,
+        request: int,
+        prompt: list[int],
+        limit: int,
+        answer: Answer,
+        *,
+        sampler: Any = None,
+        constraint: Any = None,
+        logprobs: int | None = None,
+        echoes: bool = False,
+    ) -> None:
         self.request = request
         self.tokens = prompt
         self.limit = limit
         self.answer = answer
+        self.sampler = sampler
+        self.constraint = constraint
+        self.logprobs = logprobs
+        self.echoes = self.fresh = echoes and logprobs is not None
+        self.most = MOST_ECHOED if self.echoes else limit
+        self.plain = constraint is None and logprobs is None
         self.computed = 0
         self.cached = 0
         self.slot = -1
-        self.sampler: Any = None
-        self.constraint: Any = None
-        self.logprobs: int | None = None
-        self.echoes = False
         self.finish: Finish | None = None
         self._prompt_length = len(prompt)
         self._told: list[Logprob] = []
+        self._echoed = 0
         self._started = self._first_token = 0.0
 
-    def begin(self, slot: int) -> None:
+    def begin(self) -> None:
         """It has its place, and is computed from now on; again, if it had to give way."""
-        self.slot = slot
-        self._started = self._started or perf_counter()
+        if not self._started:
+            self._started = perf_counter()
+            self.cached = self.computed
 
     def tell(self, logprob: Logprob) -> None:
         """Of the token that is accepted next."""
         self._told.append(logprob)
+
+    def tell_prompt(self, position: int, logprob: Logprob) -> None:
+        """Of a token of the prompt; once, however often it is computed."""
+        if self._echoed < position < self._prompt_length:
+            self._echoed = position
+            self._told.append(logprob)
 
     def accept(self, token: int, piece: bytes | None) -> bool:
         """The token that was sampled, as bytes, or None if it ends the answer. True when the answer is
         finished."""
         if not self._first_token:
             self._first_token = perf_counter()
-        if piece is None:
-            self._end("stop")
+        if len(self.tokens) >= self.limit or piece is None:
+            if self.logprobs is not None:
+                self._told.pop()  # it is no part of the answer
+            self._end("stop" if piece is None else "length")
             return True
         self.tokens.append(token)
         self.answer.feed(piece)

@@ -18,7 +18,8 @@ from typing import Any
 
 from mdl.engine import wire
 from mdl.engine.answer import Answer
-from mdl.engine.request import Chat, EngineFiles, EngineSettings
+from mdl.engine.prefix import Cache, Copy
+from mdl.engine.request import Chat, Completion, EngineFiles, EngineSettings, Format, Sampling
 from mdl.engine.scheduler import Scheduler
 from mdl.engine.sequence import Sequence
 from mdl.engine.template import CHATML, CHATML_END, REASONING_TAGS, Prompt, Reasoning, Template, import_jinja
@@ -71,9 +72,9 @@ class Worker:
         # A model without a template may not know the end of a turn in ChatML as a token: then it is text.
         self.stop = () if source or CHATML_END in runner.controls else (CHATML_END,)
         runner.show(tag for pair in REASONING_TAGS for tag in pair)
-        self.scheduler: Scheduler[Sequence] = Scheduler(settings.parallel, runner.batch, runner.cells)
+        cache = Cache(runner.slots, runner.cells, runner.whole)
+        self.scheduler: Scheduler[Sequence] = Scheduler(settings.parallel, runner.batch, cache)
         self.sequences: dict[int, Sequence] = {}
-        self.slots = list(range(settings.parallel))
         self.unsent: dict[int, Sequence] = {}
         self.flushed = 0.0
 
@@ -97,31 +98,81 @@ class Worker:
             return
         request = message["id"]
         try:
-            if "chat" in message:
-                self.start(request, wire.unpack(Chat, message["chat"]))
-            elif "count" in message:
-                prompt = self.render(request, wire.unpack(Chat, message["count"]))
-                self.pipes.send(id=request, result=len(self.runner.tokenize(prompt.pieces)))
-            else:
-                prompt = self.render(request, wire.unpack(Chat, message["render"]))
-                self.pipes.send(id=request, result=prompt.text)
+            for what, answer in _ASKED.items():
+                if what in message:
+                    answer(self, request, message[what])
         except MdlError as error:
             self.pipes.send(id=request, error=wire.pack_error(error))
 
-    def start(self, request: int, chat: Chat) -> None:
+    def chat(self, request: int, asked: Any) -> None:
+        chat = wire.unpack(Chat, asked)
         # Megabytes would hold up the answers of others for seconds, to be refused in the end.
         self.check_length(self.runner.fewest_tokens(_characters(chat)), "at least ")
         prompt = self.render(request, chat)
-        tokens = self.runner.tokenize(prompt.pieces)
+        reasoning = Reasoning(prompt.text, spaced=self.runner.adds_space)
+        answer = Answer(reasoning, chat.sampling.stop + self.stop)
+        self.start(request, self.runner.tokenize(prompt.pieces), answer, chat.sampling, format=chat.format)
+
+    def completion(self, request: int, asked: Any) -> None:
+        completion = wire.unpack(Completion, asked)
+        prompt = completion.prompt
+        if isinstance(prompt, str):
+            self.check_length(self.runner.fewest_tokens(len(prompt)), "at least ")
+        tokens = self.runner.prompt(prompt, completion.suffix)
+        answer = Answer(None, completion.sampling.stop)
+        if completion.echo:
+            answer.say(prompt if isinstance(prompt, str) else self.runner.text(prompt))
+        self.start(
+            request,
+            tokens,
+            answer,
+            completion.sampling,
+            echoes=completion.echo,
+            answers=completion.answers,
+            format=completion.format,
+        )
+
+    def start(
+        self,
+        request: int,
+        tokens: list[int],
+        answer: Answer,
+        sampling: Sampling,
+        *,
+        echoes: bool = False,
+        answers: bool = True,
+        format: Format | None = None,
+    ) -> None:
+        """Puts it into the queue. Raises UsageError for what cannot be asked."""
         if not tokens:
             raise UsageError("the prompt is empty")
         self.check_length(len(tokens))
-        reasoning = Reasoning(prompt.text, spaced=self.runner.adds_space)
-        answer = Answer(reasoning, chat.sampling.stop + self.stop)
-        sequence = Sequence(request, tokens, self.limit(tokens, chat), answer)
-        sequence.sampler = self.runner.sampler(chat.sampling)
+        longest = sampling.max_tokens or self.context
+        sequence = Sequence(
+            request,
+            tokens,
+            min(self.context, len(tokens) + (longest if answers else 0)),
+            answer,
+            constraint=None if format is None else self.runner.constraint(format),
+            logprobs=sampling.logprobs,
+            echoes=echoes,
+            sampler=self.runner.sampler(sampling),
+        )
         self.sequences[request] = sequence
         self.scheduler.add(sequence)
+
+    def count(self, request: int, asked: Any) -> None:
+        prompt = self.render(request, wire.unpack(Chat, asked))
+        self.pipes.send(id=request, result=len(self.runner.tokenize(prompt.pieces)))
+
+    def render_only(self, request: int, asked: Any) -> None:
+        self.pipes.send(id=request, result=self.render(request, wire.unpack(Chat, asked)).text)
+
+    def tokenize(self, request: int, asked: Any) -> None:
+        self.pipes.send(id=request, result=self.runner.tokens(asked))
+
+    def detokenize(self, request: int, asked: Any) -> None:
+        self.pipes.send(id=request, result=self.runner.text(asked))
 
     def check_length(self, prompt: int, about: str = "") -> None:
         """Raises UsageError for a prompt of so many tokens that no answer would have room behind it."""
@@ -131,10 +182,6 @@ class Worker:
                 "together with the answer",
                 hint="shorten the conversation, or load the model with a larger context (--ctx)",
             )
-
-    def limit(self, prompt: list[int], chat: Chat) -> int:
-        """Tokens of prompt and answer together, at most."""
-        return min(self.context, len(prompt) + (chat.sampling.max_tokens or self.context))
 
     def render(self, request: int, chat: Chat) -> Prompt:
         """The prompt. The parent hears of it first: it may be the last that this process does."""
@@ -152,54 +199,65 @@ class Worker:
         self.unsent.pop(sequence.request, None)
         self.scheduler.remove(sequence)
         self.runner.free(sequence.sampler)
-        if sequence.slot >= 0:
-            self.vacate(sequence)
-
-    def vacate(self, sequence: Sequence) -> None:
-        self.runner.forget(sequence.slot)
-        self.slots.append(sequence.slot)
-        sequence.slot = -1
 
     # A step
 
     def step(self) -> None:
-        for sequence in self.scheduler.make_room():
-            self.vacate(sequence)
-        for sequence in self.scheduler.admit():
-            sequence.begin(self.slots.pop())
         work = self.scheduler.schedule()
+        self.move()
         if self.unsent and len(work) != sum(step.amount for step in work):
             self.flush()  # a prompt takes long; what is ready should not wait for it
         try:
             sampled = self.runner.run(work)
         except EngineError as error:
-            self.fail(list(self.scheduler.running), error)
+            self.lose(error)
             return
         if sampled is None:
             self.give_way()
         else:
+            self.scheduler.advance(work)
             self.deliver(work, sampled)
+
+    def move(self) -> None:
+        """Does in llama.cpp's cache what was decided about it."""
+        moves = self.scheduler.cache.moves
+        for move in moves:
+            if isinstance(move, Copy):
+                self.runner.copy(*move)
+            else:
+                self.runner.forget(move.slot)
+        moves.clear()
 
     def give_way(self) -> None:
         """llama.cpp has no room where the scheduler saw some: less is there from now on, and the youngest
         waits, or fails if it is alone."""
-        running = self.scheduler.running
-        if len(running) == 1:
-            self.fail([running[0]], EngineError("the model's cache has no room for this request"))
+        cache = self.scheduler.cache
+        cells = cache.used
+        cache.clear()
+        if cache.used < cells:
+            return  # what was kept may have been in the way
+        if len(self.scheduler.running) == 1:
+            self.fail(
+                self.scheduler.running[0], EngineError("the model's cache has no room for this request")
+            )
             return
-        self.scheduler.cells = sum(len(sequence.tokens) for sequence in running) - 1
-        self.vacate(self.scheduler.preempt())
+        cache.cells = cache.used - 1
+        self.scheduler.preempt()
 
-    def fail(self, sequences: list[Sequence], error: MdlError) -> None:
-        for sequence in sequences:
-            self.release(sequence)
-            self.pipes.send(id=sequence.request, error=wire.pack_error(error))
+    def lose(self, error: MdlError) -> None:
+        """Nothing is in llama.cpp's cache any more."""
+        for sequence in self.scheduler.reset():
+            self.fail(sequence, error)
+        self.scheduler.cache.moves.clear()
+
+    def fail(self, sequence: Sequence, error: MdlError) -> None:
+        self.release(sequence)
+        self.pipes.send(id=sequence.request, error=wire.pack_error(error))
 
     def deliver(self, work: list[Any], sampled: list[int]) -> None:
         tokens = iter(sampled)
         piece = self.runner.piece
-        for sequence, count in work:
-            sequence.computed += count
+        for sequence, _ in work:
             if sequence.computed < len(sequence.tokens):
                 continue
             token = next(tokens)
@@ -221,6 +279,16 @@ class Worker:
         self.flushed = perf_counter()
         if deltas := [delta for delta in deltas if delta[1] or delta[2] or delta[3:]]:
             self.pipes.send(deltas=deltas)
+
+
+_ASKED = {
+    "chat": Worker.chat,
+    "completion": Worker.completion,
+    "count": Worker.count,
+    "render": Worker.render_only,
+    "tokenize": Worker.tokenize,
+    "detokenize": Worker.detokenize,
+}
 
 
 def _characters(chat: Chat) -> int:
