@@ -55,6 +55,8 @@ def _params(case: dict[str, Any]) -> Any:
     """As the engine asks, but for what the case has of its own."""
     settings = EngineSettings(parallel=case.get("slots", 1), batch=case.get("micro_batch", 512))
     params = context_params(case["context"], settings)
+    params.n_seq_max = settings.parallel
+    params.n_batch = params.n_ubatch = settings.batch
     params.kv_unified = case.get("unified", params.kv_unified)
     params.swa_full = case.get("swa_full", params.swa_full)
     if "cache_types" in case:

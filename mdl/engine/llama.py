@@ -97,7 +97,8 @@ class Runner:
         self._context = self._new_context(settings)
         self.slots: int = C.llama_n_seq_max(self._context)
         self._memory = C.llama_get_memory(self._context)
-        self.batch: int = C.llama_n_batch(self._context)  # less than was asked for where the context is small
+        # Less than was asked for where the context is small.
+        self.batch: int = min(settings.batch, C.llama_n_batch(self._context))
         self._adapters = self._load_adapters(files.adapters)
         self._pieces: list[bytes | bool | None] = [False] * C.llama_vocab_n_tokens(self._vocab)
         self._longest = 0
@@ -571,8 +572,8 @@ def context_params(cells: int, settings: EngineSettings, whole: bool = False) ->
     """What memory depends on. The defaults of mdl.memory.need are the same."""
     params = C.llama_context_default_params()
     params.n_ctx = cells
-    params.n_batch = params.n_ubatch = settings.batch
     params.n_seq_max = settings.slots(whole)
+    params.n_batch = params.n_ubatch = max(settings.batch, params.n_seq_max)  # llama.cpp ends a process for less
     params.kv_unified = True
     return params
 
