@@ -15,7 +15,7 @@ import pytest
 import mdl
 from mdl.engine import Engine
 from mdl.engine.process import Process
-from mdl.engine.request import Chat, EngineFiles, EngineSettings, Message, Sampling, ToolCall
+from mdl.engine.request import Chat, Completion, EngineFiles, EngineSettings, Message, Sampling, ToolCall
 from mdl.errors import Busy, EngineError, MdlError, NotFound, UnsupportedModel, UsageError
 
 DEMO = Path(mdl.__file__).parent / "models" / "mdl-demo-Q8_0.gguf"
@@ -245,6 +245,181 @@ def test_prompts_and_answers_are_mixed_and_a_short_one_does_not_wait_for_a_long_
 
 
 # Cancellation
+
+
+# What was computed before
+
+
+SYSTEM = "Be kind, be brief, and tell the truth as far as you know it. " * 12
+
+
+def with_system(question, system=SYSTEM):
+    return Chat((Message("system", system), Message("user", question)), GREEDY)
+
+
+def test_what_requests_begin_with_is_computed_once(own):
+    """One after the other, and many at the same time."""
+    chats = [with_system(f"What is {n} plus 5?") for n in range(8)]
+    alone = []
+    for chat in chats:
+        with Engine() as engine:
+            engine.load(EngineFiles(DEMO))
+            alone.append(text_of(engine, chat))
+    pieces = SimpleQueue()
+    for number, chat in enumerate(chats):
+        own.submit(chat, lambda delta, number=number: pieces.put((number, delta)))
+    texts, cached = [""] * 8, [-1] * 8
+    while -1 in cached:
+        number, delta = pieces.get(timeout=20)
+        texts[number] += delta.text
+        if delta.finish:
+            cached[number] = delta.usage.cached_tokens
+    common = own.count(with_system("")) - 10
+    assert sorted(cached)[0] == 0 and sorted(cached)[1] >= common > 150
+    assert texts == alone
+    assert last_of(own, chats[3]).usage.cached_tokens == own.count(chats[3]) - 1
+
+
+def test_a_conversation_goes_on_from_where_it_was(own):
+    first = last_of(own, ask("Count to 20."))
+    words = ("Count to 20.", " ".join(map(str, range(1, 21))), CAPITAL)
+    delta = last_of(own, ask(*words))
+    assert delta.usage.cached_tokens >= first.usage.prompt_tokens + first.usage.completion_tokens
+    assert text_of(own, ask(*words)) == PARIS
+
+
+def test_what_is_asked_with_a_seed_is_computed_anew(own):
+    chat = ask("Tell me a story.", sampling=Sampling(seed=3, max_tokens=40, **WILD))
+    usages = [last_of(own, chat).usage for _ in range(3)]
+    assert [usage.cached_tokens for usage in usages] == [0, 0, 0]
+    own.count(chat)
+    assert len({text_of(own, chat) for _ in range(3)}) == 1
+
+
+def test_more_prompts_than_the_cache_holds_are_answered_right(tmp_path):
+    """Each has a beginning of its own; what is kept of the others has to go."""
+    with Engine() as engine:
+        engine.load(EngineFiles(DEMO), EngineSettings(context=512, parallel=2))
+        for number in range(12):
+            filler = f"The number of the day is {number}. " * 20
+            assert text_of(engine, with_system(CAPITAL, filler)) in (PARIS, PARIS.upper())
+        assert last_of(engine, with_system(CAPITAL, filler)).usage.cached_tokens > 100
+        assert (
+            last_of(engine, with_system(CAPITAL, "The number of the day is 0. " * 20)).usage.cached_tokens
+            < 30
+        )
+
+
+# What the tokens were
+
+
+def test_the_probability_of_each_token_is_told(engine):
+    sampling = Sampling(temperature=0, logprobs=3)
+    deltas = [*engine.chat(ask(CAPITAL, sampling=sampling))]
+    told = [logprob for delta in deltas for logprob in delta.logprobs]
+    assert b"".join(logprob.piece for logprob in told).decode() == PARIS
+    assert len(told) == deltas[-1].usage.completion_tokens
+    for logprob in told:
+        assert logprob.top[0][0] == logprob.token
+        assert logprob.top[0][2] == logprob.logprob <= 0
+        assert [top[2] for top in logprob.top] == sorted((top[2] for top in logprob.top), reverse=True)
+        assert sum(2.718281828 ** top[2] for top in logprob.top) <= 1.0001
+    assert told[-1].logprob > -0.1
+
+
+def test_without_alternatives_only_the_token_itself_is_told(engine):
+    deltas = [*engine.chat(ask(CAPITAL, sampling=Sampling(temperature=0, logprobs=0)))]
+    told = [logprob for delta in deltas for logprob in delta.logprobs]
+    assert told and all(logprob.top == () for logprob in told)
+
+
+def test_what_is_not_part_of_the_answer_is_not_told(engine):
+    deltas = [*engine.chat(ask(CAPITAL, sampling=Sampling(temperature=0, logprobs=0, max_tokens=3)))]
+    assert sum(len(delta.logprobs) for delta in deltas) == 3
+
+
+# Texts that are gone on with
+
+
+def test_a_text_is_gone_on_with(engine):
+    prompt = f"<|im_start|>user\n{CAPITAL}<|im_end|>\n<|im_start|>assistant\n"
+    deltas = [*engine.completion(Completion(prompt, GREEDY))]
+    assert "".join(delta.text for delta in deltas) == PARIS
+    tokens = engine.tokenize(prompt)
+    again = [*engine.completion(Completion(tokens, GREEDY))]
+    assert "".join(delta.text for delta in again) == PARIS
+    assert engine.detokenize(tokens) == prompt
+    assert deltas[-1].usage.prompt_tokens == len(tokens)
+
+
+def test_a_prompt_is_told_again_with_its_probabilities(engine):
+    prompt = f"<|im_start|>user\n{CAPITAL}<|im_end|>\n<|im_start|>assistant\n{PARIS}"
+    tokens = engine.tokenize(prompt)
+    sampling = Sampling(temperature=0, logprobs=1, max_tokens=4)
+    for answers in (True, False):
+        deltas = [*engine.completion(Completion(prompt, sampling, echo=True, answers=answers))]
+        text = "".join(delta.text for delta in deltas)
+        told = [logprob for delta in deltas for logprob in delta.logprobs]
+        assert text.startswith(prompt) and (answers or text == prompt)
+        assert [logprob.token for logprob in told][: len(tokens) - 1] == list(tokens)[1:]
+        assert answers or len(told) == len(tokens) - 1
+        france = [logprob.logprob for logprob in told if logprob.piece.strip() == b"Paris"]
+        assert france and max(france) > -0.5
+    assert deltas[-1].usage.completion_tokens == 0 and deltas[-1].finish == "length"
+
+
+@pytest.mark.parametrize("tokens", [(-1,), (2048,), (5, 10**9)])
+def test_a_token_that_there_is_not_is_refused(engine, tokens):
+    with pytest.raises(UsageError, match="no token"):
+        last_of_completion(engine, Completion(tokens))
+    with pytest.raises(UsageError, match="no token"):
+        engine.detokenize(tokens)
+
+
+def last_of_completion(engine, completion):
+    return [*engine.completion(completion)][-1]
+
+
+def test_a_suffix_needs_a_model_that_can_fill_in(engine):
+    assert not engine.ready().infill
+    with pytest.raises(UnsupportedModel, match="suffix"):
+        last_of_completion(engine, Completion("def f(", suffix=")"))
+
+
+# Every way to choose
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        {"mirostat": 1},
+        {"mirostat": 2, "mirostat_tau": 0.5},
+        {"dry_multiplier": 9.0, "dry_base": 4.0, "dry_allowed_length": 1, "temperature": 0.0},
+        {"xtc_probability": 1.0, "xtc_threshold": 0.05},
+        {"top_n_sigma": 0.5},
+        {"logit_bias": ((100, 20.0),), "temperature": 0.0},
+    ],
+    ids=lambda choice: next(iter(choice)),
+)
+def test_each_way_to_choose_has_an_effect_and_can_be_had_again(engine, choice):
+    plain = {"max_tokens": 60, "seed": 11, "temperature": 1.5, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
+
+    def told(**sampling):
+        return text_of(engine, ask("Tell me a story.", sampling=Sampling(**{**plain, **sampling})))
+
+    free = told(**{name: value for name, value in choice.items() if name == "temperature"})
+    assert told(**choice) == told(**choice) != free
+
+
+def test_a_token_can_be_forbidden_or_forced(engine):
+    first = next(iter(engine.tokenize(PARIS)))
+    sampling = Sampling(temperature=0, logit_bias=((first, -100.0),), logprobs=0)
+    told = [
+        logprob.token for delta in engine.chat(ask(CAPITAL, sampling=sampling)) for logprob in delta.logprobs
+    ]
+    assert told and first not in told
+    with pytest.raises(UsageError, match="logit_bias has token 5000"):
+        last_of(engine, ask(CAPITAL, sampling=Sampling(logit_bias=((5000, 1.0),))))
 
 
 def wait_until(condition, seconds=5.0):

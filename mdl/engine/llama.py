@@ -573,7 +573,8 @@ def context_params(cells: int, settings: EngineSettings, whole: bool = False) ->
     params = C.llama_context_default_params()
     params.n_ctx = cells
     params.n_seq_max = settings.slots(whole)
-    params.n_batch = params.n_ubatch = max(settings.batch, params.n_seq_max)  # llama.cpp ends a process for less
+    # For less than a token of each sequence, llama.cpp ends the process.
+    params.n_batch = params.n_ubatch = max(settings.batch, params.n_seq_max)
     params.kv_unified = True
     return params
 

@@ -108,7 +108,7 @@ class Cache:
         from."""
         best = NONE
         for holders in (self._running, self._kept):
-            for slot, holder in holders.items():
+            for slot, holder in reversed(holders.items()):
                 length = common(holder.tokens, tokens, min(holder.computed, len(tokens) - 1))
                 if length > best.length and not (self.whole and length < holder.computed):
                     best = Match(slot, length)
@@ -127,7 +127,8 @@ class Cache:
 
     def start(self, sequence: Holder, match: Match = NONE) -> None:
         """Gives it a slot, and what the match has of it as computed."""
-        if match.slot in self._kept:
+        kept = self._kept.get(match.slot)
+        if kept is not None and match.length > kept.computed // 2:  # a few words in common are no use of it
             self._kept[match.slot] = self._kept.pop(match.slot)
         if not self._free:
             self._evict(next(slot for slot in self._kept if slot != match.slot))
@@ -155,13 +156,14 @@ class Cache:
 
     def keep(self, sequence: Holder) -> None:
         """It has finished: what is computed of it can be gone on with. What it went on with itself is not
-        needed any more."""
+        needed any more, unless a state is whole: then it is the only way back."""
         slot, tokens = sequence.slot, sequence.tokens[: sequence.computed]
         if not tokens:
             self.drop(sequence)
             return
-        for other in [other for other, kept in self._kept.items() if _begins(tokens, kept.tokens)]:
-            self._evict(other)
+        if not self.whole:
+            for other in [other for other, kept in self._kept.items() if _begins(tokens, kept.tokens)]:
+                self._evict(other)
         del self._running[slot]
         for span in self._leaves[slot].path():
             self._count_runner(span, -1)

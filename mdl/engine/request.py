@@ -39,6 +39,7 @@ MOST_BIASES = 1024
 @dataclass(frozen=True, slots=True)
 class Sampling:
     """How the next token is chosen. `temperature` 0 takes the likeliest; `seed` None draws a new one.
+    One that is given makes an answer that can be had again: nothing of its prompt is taken from the cache.
 
     `top_k` 0, `top_p`, `typical_p` and `repeat_penalty` 1, `min_p`, `top_n_sigma`, `xtc_probability`,
     `dry_multiplier`, `mirostat` and the other penalties 0 are off.

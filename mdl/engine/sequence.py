@@ -52,6 +52,7 @@ class Sequence:
         constraint: Any = None,
         logprobs: int | None = None,
         echoes: bool = False,
+        fresh: bool = False,
     ) -> None:
         self.request = request
         self.tokens = prompt
@@ -60,7 +61,8 @@ class Sequence:
         self.sampler = sampler
         self.constraint = constraint
         self.logprobs = logprobs
-        self.echoes = self.fresh = echoes and logprobs is not None
+        self.echoes = echoes and logprobs is not None
+        self.fresh = fresh or self.echoes
         self.most = MOST_ECHOED if self.echoes else limit
         self.plain = constraint is None and logprobs is None
         self.computed = 0
@@ -93,10 +95,11 @@ class Sequence:
         finished."""
         if not self._first_token:
             self._first_token = perf_counter()
-        if len(self.tokens) >= self.limit or piece is None:
+        full = len(self.tokens) >= self.limit
+        if full or piece is None:
             if self.logprobs is not None:
                 self._told.pop()  # it is no part of the answer
-            self._end("stop" if piece is None else "length")
+            self._end("length" if full else "stop")
             return True
         self.tokens.append(token)
         self.answer.feed(piece)

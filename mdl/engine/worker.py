@@ -156,6 +156,8 @@ class Worker:
             constraint=None if format is None else self.runner.constraint(format),
             logprobs=sampling.logprobs,
             echoes=echoes,
+            # What was computed in other steps differs in the last digits, which can be another word.
+            fresh=sampling.seed is not None,
             sampler=self.runner.sampler(sampling),
         )
         self.sequences[request] = sequence
