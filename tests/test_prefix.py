@@ -20,6 +20,7 @@ class Request:
     slot: int = -1
     most: int = 10_000
     fresh: bool = False
+    branch: int = 0
     cached: int = -1
 
     def begin(self):
@@ -169,6 +170,16 @@ def test_where_a_state_is_whole_only_what_ends_where_a_prompt_goes_on_is_taken()
         scheduler.add(request)
         run(scheduler, cells)
         assert request.cached == cached, tokens
+
+
+def test_where_a_state_is_whole_the_second_saves_what_it_has_in_common_for_the_third():
+    system = list(range(100))
+    scheduler, cells = Scheduler(2, 64, Cache(4, 1000, whole=True)), Cells()
+    for number, cached in enumerate((0, 0, 100, 100)):
+        request = Request([*system, 200 + number], [1] * 5)
+        scheduler.add(request)
+        run(scheduler, cells)
+        assert request.cached == cached
 
 
 def test_one_that_is_fresh_takes_nothing_and_leaves_what_it_has():

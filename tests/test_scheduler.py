@@ -19,6 +19,7 @@ class Request:
     slot: int = -1
     most: int = 10_000
     fresh: bool = False
+    branch: int = 0
     begun: int = 0
 
     def __post_init__(self):

@@ -114,6 +114,13 @@ class Cache:
                     best = Match(slot, length)
         return best
 
+    def branch(self, tokens: list[int]) -> int:
+        """How much of a prompt others began with too, wherever they ended: where a state is whole, there it
+        is worth keeping."""
+        holders = (*self._running.values(), *self._kept.values())
+        most = len(tokens) - 1
+        return max((common(holder.tokens, tokens, most) for holder in holders), default=0)
+
     def held(self, match: Match) -> int:
         """How many of its cells a running sequence holds anyway."""
         if not match.length:
@@ -147,6 +154,15 @@ class Cache:
         self._leaves[sequence.slot].cells += cells
         self.used += cells
         self.busy += cells
+
+    def save(self, sequence: Holder) -> None:
+        """Keeps what a running sequence has now, beside what it will be; if there is a slot."""
+        if not self._free and self._kept:
+            self._evict(next(iter(self._kept)))
+        if self._free:
+            saved = Kept(-1, sequence.tokens[: sequence.computed])
+            self.start(saved, Match(sequence.slot, sequence.computed))
+            self.keep(saved)
 
     def make_room(self, cells: int) -> bool:
         """Forgets what is kept until so many cells are free; False where that is not enough."""

@@ -21,13 +21,15 @@ WORTH = 32  # tokens that a request waits for, which somebody else computes
 class Schedulable(Protocol):
     """A request: the tokens that it has (prompt and answer so far), how many of them are computed, in which
     slot of the cache, and at most how many can be in a step. One that is `fresh` starts from nothing. `begin`
-    is called when it starts, and again if it had to give way."""
+    is called when it starts, and again if it had to give way. `branch` is where others may begin as it does:
+    its state is saved there, where states are whole."""
 
     tokens: list[int]
     computed: int
     slot: int
     most: int
     fresh: bool
+    branch: int
 
     def begin(self) -> None: ...
 
@@ -96,6 +98,8 @@ class Scheduler(Generic[S]):
         for sequence, amount in work:
             sequence.computed += amount
             grow(sequence, amount)
+            if sequence.computed == sequence.branch:
+                self.cache.save(sequence)
 
     def preempt(self) -> None:
         """The youngest is back in the queue, with nothing computed."""
@@ -116,6 +120,7 @@ class Scheduler(Generic[S]):
             if self.running and self._promised() + need > self.cache.cells:
                 break
             self.running.append(self.waiting.popleft())
+            sequence.branch = self._branch(sequence, match.length)
             self.cache.start(sequence, match)
             sequence.begin()
         self.waiting.extendleft(reversed(awaiting))
@@ -130,6 +135,12 @@ class Scheduler(Generic[S]):
             and common(other.tokens, sequence.tokens, most) >= max(here, other.computed) + WORTH
             for other in self.running
         )
+
+    def _branch(self, sequence: S, here: int) -> int:
+        if not self.cache.whole or sequence.fresh:
+            return 0
+        branch = self.cache.branch(sequence.tokens)
+        return branch if branch >= here + WORTH else 0
 
     def _promised(self) -> int:
         """The cells that those who run have and will need before long."""
@@ -153,10 +164,16 @@ def share(prompts: Iterable[S], budget: int) -> list[Work[S]]:
     order = list(prompts)
     for place, (index, pending) in enumerate(
         sorted(
-            ((i, min(len(s.tokens) - s.computed, s.most)) for i, s in enumerate(order)),
+            ((i, _pending(s)) for i, s in enumerate(order)),
             key=lambda item: (item[1], -item[0]),
         )
     ):
         shares[index] = min(pending, budget // (len(order) - place))
         budget -= shares[index]
     return [Work(sequence, shares[i]) for i, sequence in enumerate(order) if shares[i]]
+
+
+def _pending(sequence: Schedulable) -> int:
+    """Of its tokens, those that can be in the next step."""
+    end = sequence.branch if sequence.computed < sequence.branch else len(sequence.tokens)
+    return min(end - sequence.computed, sequence.most)

@@ -15,7 +15,8 @@ class Sequence:
 
     `sampler` is the runner's. `constraint` holds the answer to a form, once it is done thinking. `logprobs`
     is how many alternatives are told of each token, None where nothing is; with `echoes` of the prompt's too.
-    `fresh`: nothing that is in the cache is gone on with. `most` of its tokens can be in one step.
+    `fresh`: nothing that is in the cache is gone on with. `most` of its tokens can be in one step. `branch`
+    is the scheduler's.
     """
 
     __slots__ = (
@@ -25,6 +26,7 @@ class Sequence:
         "_started",
         "_told",
         "answer",
+        "branch",
         "cached",
         "computed",
         "constraint",
@@ -67,6 +69,7 @@ class Sequence:
         self.plain = constraint is None and logprobs is None
         self.computed = 0
         self.cached = 0
+        self.branch = 0
         self.slot = -1
         self.finish: Finish | None = None
         self._prompt_length = len(prompt)
