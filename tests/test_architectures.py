@@ -20,8 +20,8 @@ def engine(request, tmp_path_factory):
 
 
 def answer(engine, prompt, seed=None):
-    """What comes first: the likeliest tokens and their logprobs; all tokens; and how many of the prompt's were
-    there. With a seed everything is computed anew."""
+    """What comes first: the likeliest tokens and their logprobs; all tokens; and how many of the prompt's
+    were there. With a seed everything is computed anew."""
     sampling = Sampling(temperature=0, max_tokens=16, logprobs=5, seed=seed)
     deltas = [*engine.completion(Completion(prompt, sampling))]
     told = [logprob for delta in deltas for logprob in delta.logprobs]
