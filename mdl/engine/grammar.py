@@ -9,7 +9,9 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
+from mdl.engine.pattern import translated
 from mdl.engine.request import Format
+from mdl.engine.schema import parsed, prepared
 from mdl.errors import EngineError, UsageError
 
 MOST_COMPILED = 32
@@ -133,13 +135,13 @@ _NAMES = {"json": "format", "schema": "JSON schema", "gbnf": "grammar", "lark": 
 def source(format: Format) -> str:
     """The same for llguidance: JSON text of its list of grammars."""
     if format.kind == "json":
-        return _grammar(json_schema={"type": "object"})
+        return _grammar(json_schema=prepared({"type": "object"}))
     if format.kind == "schema":
-        return _grammar(json_schema=json.loads(format.text))
+        return _grammar(json_schema=prepared(parsed(format.text)))
     if format.kind == "lark":
         return _grammar(lark_grammar=format.text)
     if format.kind == "regex":
-        return _grammar(lark_grammar=f"start: /{format.text}/")
+        return _grammar(lark_grammar=f"start: /{translated(format.text)}/")
     raise UsageError("a grammar in GBNF is not supported yet")
 
 
