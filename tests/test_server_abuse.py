@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from serving import CHAT, FRANCE, STORY, Server, cache, text, wait_until
 
 from mdl.errors import MdlError
-from mdl.server import openai
+from mdl.server import chat
 from mdl.server.body import parse
 
 HUGE = 10**400
@@ -95,6 +95,7 @@ TAKEN: dict[str, list[Any]] = {
     "reasoning_effort": [],
     "chat_template_kwargs": [{}],
     "n": [],
+    "keep_alive": [-1, 0, 10**6, 0.5, "1"],
     "store": [],
     "metadata": [{}, {"a": 1}],
     "user": ["1", "", "x" * 100_000],
@@ -104,11 +105,26 @@ TAKEN: dict[str, list[Any]] = {
     "service_tier": [],
     "modalities": [],
     "response_format": [],
-    "logprobs": [],
+    "json_schema": [{}, {"a": 1}],
+    "logprobs": [True],
     "top_logprobs": [0],
     "logit_bias": [{}],
+    "typical_p": [0, 0.5],
+    "typical": [0, 0.5],
+    "top_n_sigma": [0, 0.5],
+    "xtc_probability": [0, 0.5],
+    "xtc_threshold": [0, 0.5],
+    "mirostat": [0],
+    "mirostat_tau": [0, 0.5],
+    "mirostat_eta": [0, 0.5],
+    "repeat_last_n": [-1, 0, 10**6],
+    "dry_multiplier": [0, 0.5],
+    "dry_base": [],
+    "dry_allowed_length": [10**6],
+    "dry_penalty_last_n": [-1, 0, 10**6],
+    "dry_sequence_breakers": ["1", []],
     "verbosity": [],
-    "grammar": [],
+    "grammar": ["1", "", "x" * 100_000],
     "functions": [],
     "made_up": [],
 }
@@ -126,14 +142,14 @@ def _same(one: Any, other: Any) -> bool:
 def test_a_value_that_makes_no_sense_is_refused_by_the_name_of_its_field(name: str) -> None:
     for value in refusals(name):
         with pytest.raises(MdlError) as caught:
-            openai.asked({"model": "demo", "messages": FRANCE, name: value})
+            chat.asked({"model": "demo", "messages": FRANCE, name: value})
         assert str(getattr(caught.value, "param", "")).startswith(name), (value, caught.value)
 
 
 @pytest.mark.parametrize("name", TAKEN)
 def test_a_value_that_makes_sense_is_taken(name: str) -> None:
     for value in [*TAKEN[name], None] if name not in ("messages",) else []:
-        openai.asked({"model": "demo", "messages": FRANCE, name: value})
+        chat.asked({"model": "demo", "messages": FRANCE, name: value})
 
 
 @pytest.mark.parametrize("name", ["temperature", "n", "messages", "made_up"])
@@ -169,7 +185,7 @@ def test_a_refusal_arrives_over_http(server: Server, name: str) -> None:
 )
 def test_a_message_that_makes_no_sense_is_refused_by_its_place(messages: Any, param: str) -> None:
     with pytest.raises(MdlError) as caught:
-        openai.asked({"messages": messages})
+        chat.asked({"messages": messages})
     assert getattr(caught.value, "param", None) == param
 
 
@@ -180,14 +196,15 @@ def test_a_message_that_makes_no_sense_is_refused_by_its_place(messages: Any, pa
         ([{"type": "web_search", "function": {}}], "tools[0].type"),
         ([{"type": "function", "function": 1}], "tools[0].function"),
         ([{"type": "function", "function": {}}], "tools[0].function.name"),
-        ([{"type": "function", "function": {"name": "f", "strict": True}}], "tools[0].function.strict"),
+        ([{"type": "function", "function": {"name": "f", "strict": 1}}], "tools[0].function.strict"),
+        ([{"type": "function", "function": {"name": "f"}}] * 2, "tools"),
         ([{"type": "function", "function": {"name": "f", "parameters": []}}], "tools[0].function.parameters"),
         ([{"type": "function", "function": {"name": "f", "made_up": 1}}], "tools[0].function.made_up"),
     ],
 )
 def test_a_tool_that_makes_no_sense_is_refused_by_its_place(tools: Any, param: str) -> None:
     with pytest.raises(MdlError) as caught:
-        openai.asked({"messages": FRANCE, "tools": tools})
+        chat.asked({"messages": FRANCE, "tools": tools})
     assert getattr(caught.value, "param", None) == param
 
 
@@ -195,20 +212,33 @@ def test_a_tool_that_makes_no_sense_is_refused_by_its_place(tools: Any, param: s
     ("fields", "param"),
     [
         ({"max_tokens": 1, "max_completion_tokens": 2}, "max_tokens"),
-        ({"stop": ["a", "b", "c", "d", "e"]}, "stop"),
+        ({"stop": ["a"] * 65}, "stop"),
         ({"reasoning_effort": "none", "chat_template_kwargs": {"enable_thinking": True}}, "reasoning_effort"),
         ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs.messages"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"stream": True, "stream_options": {"made_up": 1}}, "stream_options.made_up"),
         ({"tool_choice": "required"}, "tool_choice"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
-        ({"parallel_tool_calls": False, "tools": [{"type": "function", "function": {"name": "f"}}]},
-         "parallel_tool_calls"),
+        ({"tool_choice": {"type": "function", "function": {"name": "f"}}}, "tool_choice"),
+        ({"tool_choice": {"type": "function"}}, "tool_choice.function"),
+        ({"tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": []}}},
+         "tool_choice.allowed_tools.tools"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
+        ({"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": 1}}},
+         "response_format.json_schema.schema"),
+        ({"response_format": {"type": "json_object"}, "grammar": "root ::= [a]"}, "grammar"),
+        ({"top_logprobs": 2}, "top_logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        ({"logit_bias": {"one": 1}}, "logit_bias.one"),
+        ({"logit_bias": {"1": 101}}, "logit_bias.1"),
+        ({"logit_bias": {str(token): 1 for token in range(1025)}}, "logit_bias"),
+        ({"typical": 0.5, "typical_p": 0.6}, "typical"),
+        ({"n": 17}, "n"),
+        ({"keep_alive": "5 parsecs"}, "keep_alive"),
     ],
 )  # fmt: skip
 def test_fields_that_contradict_or_are_not_supported_are_refused(fields: dict[str, Any], param: str) -> None:
     with pytest.raises(MdlError) as caught:
-        openai.asked({"messages": FRANCE, **fields})
+        chat.asked({"messages": FRANCE, **fields})
     assert getattr(caught.value, "param", None) == param
 
 
@@ -223,7 +253,7 @@ JSON = st.recursive(
 @given(st.dictionaries(st.sampled_from([*TAKEN]) | st.text(max_size=8), JSON, max_size=4), st.booleans())
 def test_any_json_object_is_understood_or_refused(body: dict[str, Any], sound: bool) -> None:
     try:
-        openai.asked({**body, "messages": FRANCE} if sound else body)
+        chat.asked({**body, "messages": FRANCE} if sound else body)
     except MdlError as error:
         assert len(error.message) < 500
 
@@ -285,7 +315,7 @@ def test_half_a_character_is_an_answer_not_a_crash(server: Server) -> None:
 
 def test_a_name_is_inert_in_an_error() -> None:
     with pytest.raises(MdlError) as caught:
-        openai.asked({"\x1b[2J\u202e": 1, "messages": FRANCE})
+        chat.asked({"\x1b[2J\u202e": 1, "messages": FRANCE})
     assert caught.value.message.isprintable()
 
 

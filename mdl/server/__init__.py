@@ -5,31 +5,19 @@ from dataclasses import dataclass
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from mdl import __version__
 from mdl.errors import MdlError
-from mdl.server import failure, openai
-from mdl.server.body import Room, read
+from mdl.server import chat, failure, openai
 from mdl.server.failure import Ascii
+from mdl.server.generation import Generation
 from mdl.server.guard import Guard, Journal
-from mdl.server.names import Names
 from mdl.server.options import ServeOptions
-from mdl.server.pool import Pool
-from mdl.server.stream import asking, send_stream, while_connected
-
-
-@dataclass(slots=True)
-class Service:
-    """What the routes share. It is `ready` when what was to be loaded at the start is."""
-
-    names: Names
-    pool: Pool
-    room: Room
-    ready: bool = False
+from mdl.server.service import Service
 
 
 def app(service: Service, options: ServeOptions) -> Starlette:
@@ -41,7 +29,7 @@ def app(service: Service, options: ServeOptions) -> Starlette:
             Route("/readyz", Ready(service)),
             Route("/v1/models", Models(service), methods=["GET"]),
             Route("/v1/models/{name:path}", OneModel(service), methods=["GET"]),
-            Route("/v1/chat/completions", ChatCompletions(service), methods=["POST"]),
+            Route("/v1/chat/completions", Generation(service, chat.asked), methods=["POST"]),
         ],
         middleware=[Middleware(Journal), Middleware(Guard, options=options)],
         exception_handlers={
@@ -90,28 +78,3 @@ class OneModel:
         name = scope["path_params"]["name"]
         model = await self.service.names.find(name)
         await Ascii(openai.listed(name, model))(scope, receive, send)
-
-
-@dataclass(frozen=True, slots=True)
-class ChatCompletions:
-    service: Service
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        service = self.service
-        with service.room.place() as place:
-            try:
-                asked = openai.asked(await read(Request(scope, receive), place))
-            except ClientDisconnect:
-                return
-            name = service.names.default(asked.model)
-            async with while_connected(receive):
-                model = await service.names.find(name)
-                async with service.pool.borrow(model) as lent:
-                    chat = lent.profile.chat(asked.chat, asked.given)
-                    with asking(lent.engine, chat) as pieces:
-                        if asked.stream:
-                            chunks = openai.Chunks(name, asked.include_usage)
-                            await send_stream(send, pieces, chunks)
-                            return
-                        deltas = [delta async for bunch in pieces for delta in bunch]
-                await Ascii(openai.completion(name, deltas))(scope, receive, send)

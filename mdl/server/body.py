@@ -22,7 +22,8 @@ DEEPEST = 100  # levels: whoever passes a value on goes down them one by one
 
 @dataclass(slots=True)
 class Room:
-    """What all requests in flight take up: past the limits, the next one is told to come back."""
+    """What all requests in flight take up: past the limits, the next one is told to come back. A request that
+    wants several answers takes the place of as many."""
 
     limits: Limits
     requests: int = 0
@@ -38,7 +39,7 @@ class Room:
         try:
             yield place
         finally:
-            self.requests -= 1
+            self.requests -= place.answers
             self.size -= place.size
 
 
@@ -46,6 +47,18 @@ class Room:
 class Place:
     room: Room
     size: int = 0
+    answers: int = 1
+
+    def want(self, answers: int) -> None:
+        """So many answers. Raises Refused: 400 for more than there ever is room for, 503 for more than there
+        is now."""
+        limit = self.room.limits.requests
+        if answers > limit:
+            raise Refused(f"{answers:,} answers are more than this server gives at once, {limit:,}")
+        if self.room.requests + answers - self.answers > limit:
+            raise _full(f"{self.room.requests} requests are waiting or being answered")
+        self.room.requests += answers - self.answers
+        self.answers = answers
 
     def grow(self, amount: int) -> None:
         """Raises Refused: 413 for what is too large, 503 for what would be one too many."""

@@ -22,6 +22,8 @@ class Limits:
     body_seconds: float = 60.0
     stall_seconds: float = 60.0  # for which a client may not read what it is sent
     grace_seconds: float = 10.0
+    begin_seconds: float = 5.0  # after which a stream begins, even if nothing is there to be sent
+    silence_seconds: float = 15.0  # after which a stream says that it goes on
 
 
 @dataclass(frozen=True, slots=True)

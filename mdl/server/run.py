@@ -15,11 +15,12 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from mdl.errors import Busy, DiskError, MdlError, UsageError
 from mdl.library import Library
-from mdl.server import Service, app
+from mdl.server import app
 from mdl.server.body import Room
 from mdl.server.names import Names, files
 from mdl.server.options import Limits, ServeOptions
 from mdl.server.pool import Pool
+from mdl.server.service import Service
 
 BACKLOG = 1024
 LARGEST_HEADER = 64 << 10
