@@ -2,6 +2,7 @@
 
 MdlError            1  anything else that is not a bug
 ├── UsageError      2  a bad reference, option or value
+│   └── TooLong     2  more than the model's context has room for
 ├── NotFound        3  no such model, version, file or revision
 ├── AuthError       4  a token is missing, wrong or not enough
 ├── NetworkError    5  still failing after the retries
@@ -26,6 +27,10 @@ class MdlError(Exception):
 
 class UsageError(MdlError):
     code = 2
+
+
+class TooLong(UsageError):
+    """A prompt, or another text, that does not fit into what the model can see at once."""
 
 
 class NotFound(MdlError):

@@ -35,12 +35,12 @@ from mdl.engine.request import (
     ToolCall,
     Usage,
 )
-from mdl.errors import EngineError, MdlError
+from mdl.errors import EngineError, MdlError, TooLong
 
 Wire = dict[str, Any]
 R = TypeVar("R")
 
-_ERRORS = {kind.code: kind for kind in MdlError.__subclasses__()}
+_ERRORS: dict[str, type[MdlError]] = {kind.__name__: kind for kind in (*MdlError.__subclasses__(), TooLong)}
 
 
 def line(message: Wire) -> bytes:
@@ -148,8 +148,8 @@ def unpack_done(wire: list[Any]) -> tuple[int, Delta]:
 
 
 def pack_error(error: MdlError) -> Wire:
-    return {"code": error.code, "message": error.message, "hint": error.hint}
+    return {"kind": type(error).__name__, "message": error.message, "hint": error.hint}
 
 
 def unpack_error(wire: Wire) -> MdlError:
-    return _ERRORS.get(wire["code"], MdlError)(wire["message"], wire["hint"])
+    return _ERRORS.get(wire["kind"], MdlError)(wire["message"], wire["hint"])

@@ -23,7 +23,7 @@ from mdl.engine.request import Chat, Completion, EngineFiles, EngineSettings, Fo
 from mdl.engine.scheduler import Scheduler
 from mdl.engine.sequence import Sequence
 from mdl.engine.template import CHATML, CHATML_END, REASONING_TAGS, Prompt, Reasoning, Template, import_jinja
-from mdl.errors import EngineError, MdlError, UsageError
+from mdl.errors import EngineError, MdlError, TooLong, UsageError
 
 TEMPLATE_SECONDS = 3.0
 TEMPLATE_MEMORY = 1 << 30
@@ -177,9 +177,9 @@ class Worker:
         self.pipes.send(id=request, result=self.runner.text(asked))
 
     def check_length(self, prompt: int, about: str = "") -> None:
-        """Raises UsageError for a prompt of so many tokens that no answer would have room behind it."""
+        """Raises TooLong for a prompt of so many tokens that no answer would have room behind it."""
         if prompt >= self.context:
-            raise UsageError(
+            raise TooLong(
                 f"the prompt has {about}{prompt:,} tokens, and the context has room for {self.context:,} "
                 "together with the answer",
                 hint="shorten the conversation, or load the model with a larger context (--ctx)",

@@ -7,12 +7,13 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
-from mdl.errors import Busy, MdlError, NotFound, UnsupportedModel, UsageError
+from mdl.errors import Busy, MdlError, NotFound, TooLong, UnsupportedModel, UsageError
 
 RETRY_SECONDS = 2
 
 # Which failure is whose: (status, type, code). What is not here is the server's own.
 _KINDS: tuple[tuple[type[MdlError], tuple[int, str, str | None]], ...] = (
+    (TooLong, (400, "invalid_request_error", "context_length_exceeded")),
     (UsageError, (400, "invalid_request_error", None)),
     (NotFound, (404, "invalid_request_error", "model_not_found")),
     (UnsupportedModel, (422, "invalid_request_error", "model_not_supported")),
