@@ -1,24 +1,31 @@
 """What an answer may be, token by token. Knows no llama.cpp: a vocabulary is bytes, logits are an address.
 
-llguidance does the work. What it is given was checked before, by `checking`, in a process that may end.
+llguidance does the work. What it is given was tried before, by `checking`, in a process that may end.
 """
 
 import ctypes
 import json
+import re
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping, Sequence
+from time import perf_counter
 from typing import Any
 
+from mdl.engine.checking import Checker
 from mdl.engine.pattern import translated
 from mdl.engine.request import Format
 from mdl.engine.schema import parsed, prepared
-from mdl.errors import EngineError, UsageError
+from mdl.errors import EngineError, MdlError, UsageError
 
-MOST_COMPILED = 32
+MOST_COMPILED = 64
+MOST_TEXT = 1 << 18  # characters
+SLOW_SECONDS = 0.5
+MOST_STATES = 50_000  # of the lexer, a KB or two each
 
 
 class Grammars:
-    """The grammars of one model, compiled for its vocabulary. Used from one thread.
+    """The grammars of one model, compiled for its vocabulary.
 
     `pieces` are the bytes of each token, those of control tokens their text; `controls` are the control
     tokens by text, which only a grammar that names them allows; `ends` end an answer. `tokenize` turns bytes
@@ -33,29 +40,51 @@ class Grammars:
         tokenize: Callable[[bytes], list[int]],
     ) -> None:
         import numpy
-        from llguidance import LLTokenizer
 
-        vocabulary: Any = _Vocabulary(pieces, controls, ends, tokenize)
-        self._tokenizer = LLTokenizer(vocabulary, n_vocab=len(pieces), eos_token=sorted(ends))
+        self._checker = Checker(len(pieces), controls, ends)  # starts while the vocabulary is read
+        self._tokenizer = vocabulary(pieces, controls, ends, tokenize)
         self._mask = numpy.zeros((len(pieces) + 31) // 32 * 4, numpy.uint8)
         self._size = len(pieces)
-        self._compiled: OrderedDict[Format, Any] = OrderedDict()
+        self._known: OrderedDict[Format, Any] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def knows(self, format: Format) -> bool:
+        """Whether `constraint` answers at once."""
+        return format in self._known
+
+    def prepare(self, format: Format) -> None:
+        """Tries and compiles it, or finds out what is wrong with it. Takes seconds at worst; any thread may
+        call it."""
+        try:
+            self._checker.check(format)
+            prepared = compiled(self._tokenizer, format)
+        except MdlError as error:
+            prepared = error
+        with self._lock:
+            self._known[format] = prepared
+            if len(self._known) > MOST_COMPILED:
+                self._known.popitem(last=False)
 
     def constraint(self, format: Format) -> "Constraint":
         """Of one answer. Raises UsageError with what is wrong in the schema or grammar."""
-        matcher = self._compiled.get(format)
-        if matcher is None:
-            matcher = self._compiled[format] = compiled(self._tokenizer, format)
-        self._compiled.move_to_end(format)
-        if len(self._compiled) > MOST_COMPILED:
-            self._compiled.popitem(last=False)
-        return Constraint(matcher.deep_copy(), self._mask, self._size)
+        if not self.knows(format):
+            self.prepare(format)
+        with self._lock:
+            known = self._known[format]
+            self._known.move_to_end(format)
+        if isinstance(known, MdlError):
+            raise known
+        return Constraint(known.deep_copy(), self._mask, self._size)
+
+    def close(self) -> None:
+        """Ends the process that tries grammars."""
+        self._checker.close()
 
 
 class Constraint:
-    """Where one answer stands in its grammar.
+    """Where one answer stands in its grammar. Used from one thread, that of all the others.
 
-    Raises UsageError where the grammar turns out to take too much time for a token: that is of its request.
+    Its methods raise UsageError where the grammar turns out to take too much time or memory for a token.
     """
 
     def __init__(self, matcher: Any, mask: Any, size: int) -> None:
@@ -72,8 +101,11 @@ class Constraint:
         """Forbids what may not follow: minus infinity in the float32 of each such token at this address."""
         import numpy
 
+        started = perf_counter()
         self._matcher.unsafe_compute_mask_ptr(self._mask.ctypes.data, self._mask.nbytes)
         self._check()
+        if perf_counter() - started > SLOW_SECONDS:
+            raise UsageError(f"the grammar takes more than {SLOW_SECONDS:g} seconds for a token")
         forbidden = numpy.unpackbits(~self._mask, bitorder="little", count=self._size).view(bool)
         floats = numpy.ctypeslib.as_array((ctypes.c_float * self._size).from_address(logits))
         numpy.copyto(floats, -numpy.inf, where=forbidden)
@@ -94,7 +126,7 @@ class Constraint:
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            raise UsageError(f"the grammar cannot be followed: {_line(self._matcher.get_error())}")
+            raise UsageError(complaint(self._matcher))
 
 
 class _Vocabulary:
@@ -119,21 +151,45 @@ class _Vocabulary:
         return self._tokenize(text.encode() if isinstance(text, str) else text)
 
 
+def vocabulary(
+    pieces: Sequence[bytes],
+    controls: Mapping[str, int],
+    ends: Collection[int],
+    tokenize: Callable[[bytes], list[int]],
+) -> Any:
+    """llguidance's own. Takes half a second for 150,000 tokens."""
+    from llguidance import LLTokenizer
+
+    wrapped: Any = _Vocabulary(pieces, controls, ends, tokenize)
+    return LLTokenizer(wrapped, n_vocab=len(pieces), eos_token=sorted(ends))
+
+
 def compiled(tokenizer: Any, format: Format) -> Any:
     """A matcher at the beginning. Raises UsageError."""
     from llguidance import LLMatcher, LLParserLimits
 
-    matcher = LLMatcher(tokenizer, source(format), log_level=0, limits=LLParserLimits(verbose_errors=False))
+    limits = LLParserLimits(max_lexer_states=MOST_STATES, verbose_errors=False)
+    matcher = LLMatcher(tokenizer, source(format), log_level=0, limits=limits)
     if matcher.is_error():
         raise UsageError(f"the {_NAMES[format.kind]} cannot be used: {_line(matcher.get_error())}")
     return matcher
+
+
+def complaint(matcher: Any) -> str:
+    """Why a matcher that was followed goes no further."""
+    error = _line(matcher.get_error())
+    if error.startswith("NoExtension"):  # enum StopReason of llguidance
+        return "there is no answer that the grammar allows"
+    return f"the grammar is too complex: {error}"
 
 
 _NAMES = {"json": "format", "schema": "JSON schema", "gbnf": "grammar", "lark": "grammar", "regex": "regex"}
 
 
 def source(format: Format) -> str:
-    """The same for llguidance: JSON text of its list of grammars."""
+    """The same for llguidance: JSON text of its list of grammars. Raises UsageError."""
+    if len(format.text) > MOST_TEXT:
+        raise UsageError(f"the {_NAMES[format.kind]} has more than {MOST_TEXT:,} characters")
     if format.kind == "json":
         return _grammar(json_schema=prepared({"type": "object"}))
     if format.kind == "schema":
@@ -150,4 +206,8 @@ def _grammar(**grammar: object) -> str:
 
 
 def _line(text: str) -> str:
+    """Of what llguidance says; of what it says about a regex, what its parser says."""
+    text = text.replace("<non-verbose/>", "")
+    if match := re.search(r"regex parse error:.*error: (.*)", text, re.DOTALL):
+        text = f"in a regex: {match[1]}"
     return " ".join(text.split())[:300]

@@ -32,7 +32,8 @@ _DIALECTS = tuple(
     for scheme in ("http", "https")
     for draft in ("draft-04", "draft-06", "draft-07", "draft/2019-09", "draft/2020-12")
 )
-_EXACT = 2**53  # whole numbers beyond it are not told apart
+_EXACT = 2**53  # as a float: whole numbers beyond it are not told apart
+_LAST = (2**63 - 1, 2**64 - 1)  # schemas that are made from types have these; they end as they should
 
 
 def prepared(schema: object) -> dict[str, Any]:
@@ -150,10 +151,14 @@ def _required(value: object, place: str) -> object:
     return value
 
 
-def _number(value: object, place: str) -> object:
-    if isinstance(value, int | float) and abs(value) > _EXACT:
+def _bound(value: object, place: str) -> object:
+    if isinstance(value, int) and not _told_apart(value):
         raise _wrong(place, f"{value!r:.40} is too large a number")
     return value
+
+
+def _told_apart(number: int) -> bool:
+    return number in _LAST or (abs(number) < _LAST[1] and float(number) == number)
 
 
 def _constant(value: object, place: str) -> object:
@@ -166,7 +171,9 @@ def _constant(value: object, place: str) -> object:
         (ord(sign) < 32 and sign not in "\n\r\b\t\f") or sign == "\x7f" for sign in value
     ):
         raise _wrong(place, f"{value!r:.40} has a control character")
-    return _number(value, place)
+    if isinstance(value, int | float) and abs(value) > _EXACT:
+        raise _wrong(place, f"{value!r:.40} is too large a number")
+    return value
 
 
 def _constants(value: object, place: str) -> object:
@@ -196,20 +203,20 @@ _KEYWORDS: dict[str, Callable[[Any, str], object]] = {
     "patternProperties": _patterned,
     "additionalProperties": _schema,
     "required": _required,
-    "minProperties": _number,
-    "maxProperties": _number,
+    "minProperties": _bound,
+    "maxProperties": _bound,
     "prefixItems": _list,
     "items": _items,
     "additionalItems": _schema,
-    "minItems": _number,
-    "maxItems": _number,
+    "minItems": _bound,
+    "maxItems": _bound,
     "pattern": _pattern,
     "format": _format,
-    "minLength": _number,
-    "maxLength": _number,
-    "minimum": _number,
-    "maximum": _number,
-    "exclusiveMinimum": _number,
-    "exclusiveMaximum": _number,
-    "multipleOf": _number,
+    "minLength": _bound,
+    "maxLength": _bound,
+    "minimum": _bound,
+    "maximum": _bound,
+    "exclusiveMinimum": _bound,
+    "exclusiveMaximum": _bound,
+    "multipleOf": _bound,
 }
