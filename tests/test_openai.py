@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -396,6 +398,22 @@ def test_silences_are_broken_by_comments_that_readers_skip(impatient: Server) ->
     with openai.OpenAI(base_url=f"{impatient.url}/v1", api_key="none", max_retries=0) as client:
         stream = client.chat.completions.create(model="demo", messages=FRANCE, temperature=0, stream=True)
         assert "".join(chunk.choices[0].delta.content or "" for chunk in stream) == PARIS
+
+
+def test_a_stream_begins_and_goes_on_while_nothing_comes_from_the_model(impatient: Server) -> None:
+    assert text(impatient.chat()[1]) == PARIS
+    (worker,) = impatient.workers()
+    os.kill(worker, signal.SIGSTOP)
+    try:
+        connection = impatient.connect()
+        connection.request("POST", CHAT, json.dumps({"messages": FRANCE, "model": "demo", "stream": True}))
+        response = connection.getresponse()
+        assert (response.status, response.headers.get_content_type()) == (200, "text/event-stream")
+        assert [response.readline()[:2] for _ in range(10)] == [b": ", b"\n"] * 5
+    finally:
+        os.kill(worker, signal.SIGCONT)
+    assert response.read().endswith(b"data: [DONE]\n\n")
+    connection.close()
 
 
 def test_what_fails_after_a_stream_began_is_an_event(impatient: Server) -> None:

@@ -48,7 +48,7 @@ class Asked:
         return chunks.Chunks(name, self.answers, self.include_usage)
 
     def whole(self, name: str, answers: list[list[Delta]]) -> dict[str, Any]:
-        return chunks.completion(name, answers)
+        return chunks.completion(name, answers, self.chat.sampling.logprobs is not None)
 
 
 def asked(body: Any) -> Asked:

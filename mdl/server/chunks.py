@@ -12,23 +12,23 @@ from mdl.server import failure, openai
 UNLIKELY = -9999.0  # what OpenAI writes for "very unlikely", where JSON has no minus infinity
 
 
-def completion(model: str, answers: list[list[Delta]]) -> dict[str, Any]:
-    """All answers in one object."""
+def completion(model: str, answers: list[list[Delta]], logprobs: bool) -> dict[str, Any]:
+    """All answers in one object; `logprobs` says whether those were asked for."""
     usages = [pieces[-1].usage or Usage() for pieces in answers]
     return {
         **openai.head("chat.completion", "chatcmpl", model),
-        "choices": [_choice(index, pieces) for index, pieces in enumerate(answers)],
+        "choices": [_choice(index, pieces, logprobs) for index, pieces in enumerate(answers)],
         "usage": openai.usage(usages),
         "timings": openai.timings(usages),
     }
 
 
-def _choice(index: int, pieces: list[Delta]) -> dict[str, Any]:
-    logprobs = [logprob for piece in pieces for logprob in piece.logprobs]
+def _choice(index: int, pieces: list[Delta], logprobs: bool) -> dict[str, Any]:
+    told = _logprobs(logprob for piece in pieces for logprob in piece.logprobs) if logprobs else None
     return {
         "index": index,
         "message": _message(pieces),
-        "logprobs": _logprobs(logprobs) if logprobs else None,
+        "logprobs": told,
         "finish_reason": pieces[-1].finish,
     }
 
