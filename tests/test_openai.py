@@ -16,7 +16,7 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from pydantic import BaseModel
 from serving import CHAT, FRANCE, STORY, Server, cache, text
 
-from mdl.engine.request import Chat, Format, Sampling
+from mdl.engine.request import Chat, Format, Sampling, ToolCall
 from mdl.errors import MdlError
 from mdl.profiles import Profile
 from mdl.server import chat
@@ -491,3 +491,20 @@ def test_the_async_client_reads_several_streams_at_once(server: Server) -> None:
 
 def test_the_shared_fields_leave_out_what_is_not_said() -> None:
     assert dialect.sampling(Fields({"temperature": 0, "top_p": None})) == {"temperature": 0}
+
+
+def test_messages_of_the_client_are_taken_back_as_it_sends_them() -> None:
+    """What its helpers put into a message, and leave there when the message goes into the next request."""
+    call = {
+        "id": "1",
+        "type": "function",
+        "index": 0,
+        "function": {"name": "f", "arguments": '{"a": 1}', "parsed_arguments": {"a": 1}},
+    }
+    message = {"role": "assistant", "content": None, "parsed": None, "refusal": None, "tool_calls": [call]}
+    read = {"role": "assistant", "content": '{"a": 1}', "parsed": {"a": 1}}
+    chat = asked(
+        messages=[*FRANCE, message, {"role": "tool", "tool_call_id": "1", "content": "2"}, read]
+    ).chat
+    assert chat.messages[1].tool_calls == (ToolCall("f", '{"a": 1}', "1"),)
+    assert chat.messages[3].content == '{"a": 1}'

@@ -102,6 +102,8 @@ TAKEN: dict[str, list[Any]] = {
     "safety_identifier": ["1", "", "x" * 100_000],
     "prompt_cache_key": ["1", "", "x" * 100_000],
     "prompt_cache_retention": ["1", "", "x" * 100_000],
+    "prompt_cache_options": [{}, {"a": 1}],
+    "cache_prompt": [True],
     "service_tier": [],
     "modalities": [],
     "response_format": [],

@@ -21,6 +21,7 @@ HARMLESS: Harmless = {
     "safety_identifier": (str, None, "the same under its newer name"),
     "prompt_cache_key": (str, None, "a hint for routing among machines"),
     "prompt_cache_retention": (str, None, "a hint on what to pay for"),
+    "prompt_cache_options": (dict, None, "the same in more words"),
     "cache_prompt": (bool, (True,), "llama.cpp's word for what is always done"),
     "service_tier": (str, ("auto", "default"), "there is one"),
     "modalities": (list, (["text"],), "text is what comes"),

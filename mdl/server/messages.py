@@ -40,6 +40,7 @@ def _assistant(fields: Fields) -> Message:
     calls = tuple(map(_call, fields.objects("tool_calls", MOST_CALLS)))
     refusal = fields.text("refusal") or ""  # said in the place of an answer
     fields.items("annotations", MOST_PARTS)  # on links in an answer, sent back with it: not part of the text
+    fields.take("parsed")  # the content, as OpenAI's client read it
     return Message(
         "assistant",
         _content(fields, optional=bool(calls or refusal)) or refusal,
@@ -98,10 +99,12 @@ def _call(fields: Fields) -> ToolCall:
     for name in ("id", "function"):
         fields.needs(name)
     fields.choice("type", "function")
+    fields.integer("index", 0, MOST_CALLS)  # from the pieces that it was streamed in
     function = fields.object("function")
     assert function is not None
     for name in ("name", "arguments"):
         function.needs(name)
+    function.take("parsed_arguments")  # the arguments, as OpenAI's client read them
     call = ToolCall(function.text("name") or "", function.text("arguments") or "", fields.text("id") or "")
     function.done()
     fields.done()
