@@ -14,6 +14,7 @@ import types
 from collections.abc import Iterable, Sequence
 from math import inf
 from pathlib import Path
+from threading import Lock
 from time import perf_counter
 from typing import Any
 
@@ -42,6 +43,7 @@ def _low_level() -> Any:
 C = _low_level()
 
 MAX_CELLS = 16_384
+NO_TOKEN = -1
 FORBIDS = -100.0  # a bias of so much, as in OpenAI's API
 TINY = 50_000_000  # parameters: below this a step is too short for a second thread to pay
 _ERROR, _CONTINUED = 4, 5  # ggml_log_level
@@ -103,6 +105,7 @@ class Runner:
         self._pieces: list[bytes | bool | None] = [False] * C.llama_vocab_n_tokens(self._vocab)
         self._longest = 0
         self._grammars: Any = None
+        self._preparing = Lock()
         self._echoing = False
         self._set_up_batch(self.batch)
         self._read_vocabulary()
@@ -440,14 +443,41 @@ class Runner:
             return C.llama_sampler_init_mirostat_v2(seed, tau, eta)
         return C.llama_sampler_init_mirostat(len(self._pieces), seed, tau, eta, 100)
 
-    def constraint(self, format: Format) -> Any:
-        """What holds an answer to a form. Raises UsageError for one that is none."""
+    def knows(self, format: Format) -> bool:
+        """Whether `constraint` answers at once."""
+        return self._grammars is not None and self._grammars.knows(format)
+
+    def prepare(self, format: Format) -> None:
+        """Makes `constraint` answer at once. Takes seconds at worst; any thread may call it."""
+        with self._preparing:
+            if self._grammars is None:
+                self._grammars = self._new_grammars()
+            if not self._grammars.knows(format):
+                self._grammars.prepare(format)
+
+    def _new_grammars(self) -> Any:
+        from mdl.engine.grammar import Grammars
+
+        pieces = [self.text_of(token) for token in range(len(self._pieces))]
+        ends = [token for token in range(len(pieces)) if C.llama_vocab_is_eog(self._vocab, token)]
+        return Grammars(pieces, self.controls, ends, self._tokenize_bytes)
+
+    def knows(self, format: Format) -> bool:
+        """Whether `constraint` answers at once."""
+        return self._grammars is not None and bool(self._grammars.knows(format))
+
+    def prepare(self, format: Format) -> None:
+        """Finds out what is to be known of it. Takes seconds at worst; called from one other thread."""
         if self._grammars is None:
             from mdl.engine.grammar import Grammars
 
             pieces = [self.text_of(token) for token in range(len(self._pieces))]
             ends = [token for token in range(len(pieces)) if C.llama_vocab_is_eog(self._vocab, token)]
             self._grammars = Grammars(pieces, self.controls, ends, self._tokenize_bytes)
+        self._grammars.prepare(format)
+
+    def constraint(self, format: Format) -> Any:
+        """What holds an answer to a form. Raises UsageError for one that is none."""
         return self._grammars.constraint(format)
 
     def _tokenize_bytes(self, data: bytes) -> list[int]:
@@ -456,9 +486,9 @@ class Runner:
     def free(self, sampler: int) -> None:
         C.llama_sampler_free(sampler)
 
-    def run(self, work: Sequence[tuple[Any, int]]) -> list[int] | None:
+    def run(self, work: Sequence[tuple[Any, int]]) -> list[int | MdlError] | None:
         """Computes the next n tokens of each (sequence, n). Returns a new token for each sequence of which
-        nothing is left to compute, or None when the cache has no room.
+        nothing is left to compute, or why it has none; or None when the cache has no room.
 
         Raises EngineError when llama.cpp cannot compute; then the cache is empty.
         """
@@ -469,7 +499,7 @@ class Runner:
                 self._echo(work)
             sample, context = C.llama_sampler_sample, self._context
             return [
-                sample(sequence.sampler, context, place) if sequence.plain else self._sample(sequence, place)
+                sample(sequence.sampler, context, place) if sequence.plain else self._choose(sequence, place)
                 for sequence, place in places
             ]
         if status == 1:
@@ -504,16 +534,26 @@ class Runner:
         self._batch.n_tokens = end
         return places
 
-    def _sample(self, sequence: Any, place: int) -> int:
+    def _choose(self, sequence: Any, place: int) -> int | MdlError:
         """The next token of one that is held to a form, or whose logprobs are told."""
+        try:
+            return self._sample(sequence, place)
+        except MdlError as error:
+            return error
+
+    def _sample(self, sequence: Any, place: int) -> int:
         logits = C.llama_get_logits_ith(self._context, place)
         likely = None if sequence.logprobs is None else Likely(self, logits, sequence.logprobs)
         held = sequence.constraint is not None and not sequence.answer.thinks
-        if held:
-            sequence.constraint.mask(ctypes.addressof(logits.contents))
-        token: int = C.llama_sampler_sample(sequence.sampler, self._context, place)
-        if held:
-            sequence.constraint.accept(token)
+        try:
+            if held:
+                sequence.constraint.mask(ctypes.addressof(logits.contents))
+            token: int = C.llama_sampler_sample(sequence.sampler, self._context, place)
+            if held:
+                sequence.constraint.accept(token)
+        except MdlError as error:  # of this answer alone
+            sequence.failure = error
+            return NO_TOKEN
         if likely is not None:
             sequence.tell(likely.of(token))
         return token

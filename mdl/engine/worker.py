@@ -60,6 +60,14 @@ class Pipes:
             os._exit(0)  # nobody is there to read
 
 
+class _Unprepared(Exception):
+    """A form of answers that was not asked for before."""
+
+    def __init__(self, format: Format) -> None:
+        super().__init__()
+        self.format = format
+
+
 class Worker:
     """The requests that one model answers."""
 
@@ -76,6 +84,9 @@ class Worker:
         self.scheduler: Scheduler[Sequence] = Scheduler(settings.parallel, runner.batch, cache)
         self.sequences: dict[int, Sequence] = {}
         self.unsent: dict[int, Sequence] = {}
+        self.preparing: set[int] = set()
+        self.one_by_one = threading.Lock()
+        self.preparing: set[int] = set()
         self.flushed = 0.0
 
     def serve(self) -> None:
@@ -96,13 +107,57 @@ class Worker:
         if "cancel" in message:
             self.cancel(message["cancel"])
             return
+        if "prepared" in message:
+            message = message["prepared"]
+            if message["id"] not in self.preparing:
+                return
+            self.preparing.remove(message["id"])
         request = message["id"]
+        if "again" in message:
+            if request not in self.preparing:
+                return
+            self.preparing.discard(request)
         try:
             for what, answer in _ASKED.items():
                 if what in message:
                     answer(self, request, message[what])
+        except _Unprepared as missing:
+            self.prepare(message, missing.format)
         except MdlError as error:
             self.pipes.send(id=request, error=wire.pack_error(error))
+
+    def prepare(self, message: wire.Wire, format: Format) -> None:
+        """What a form takes, beside the answers of others; then the message comes again."""
+
+        def work() -> None:
+            try:
+                self.runner.prepare(format)
+            except Exception:  # noqa: BLE001 - the request would wait for ever
+                traceback.print_exc()
+                os._exit(BUG)
+            self.pipes.inbox.put(message | {"again": True})
+
+        self.preparing.add(message["id"])
+        threading.Thread(target=work, daemon=True).start()
+
+    def constraint(self, format: Format) -> Any:
+        """Raises UsageError for a form that cannot be kept to."""
+        if not self.runner.knows(format):
+            raise _Unprepared(format)
+        return self.runner.constraint(format)
+
+    def prepare(self, message: wire.Wire, form: Format) -> None:
+        """Puts it off until it is known what its form means, which may take seconds that others need not
+        wait."""
+        self.preparing.add(message["id"])
+
+        def prepare() -> None:
+            with self.one_by_one:
+                if not self.runner.knows(form):
+                    self.runner.prepare(form)
+            self.pipes.inbox.put({"prepared": message})
+
+        threading.Thread(target=prepare, daemon=True).start()
 
     def chat(self, request: int, asked: Any) -> None:
         chat = wire.unpack(Chat, asked)
@@ -153,7 +208,7 @@ class Worker:
             tokens,
             min(self.context, len(tokens) + (longest if answers else 0)),
             answer,
-            constraint=None if format is None else self.runner.constraint(format),
+            constraint=None if format is None else self.constraint(format),
             logprobs=sampling.logprobs,
             echoes=echoes,
             # What was computed in other steps differs in the last digits, which can be another word.
@@ -192,6 +247,8 @@ class Worker:
             return self.template.render(chat)
 
     def cancel(self, request: int) -> None:
+        self.preparing.discard(request)
+        self.preparing.discard(request)
         if sequence := self.sequences.get(request):
             self.release(sequence)
 
@@ -263,12 +320,29 @@ class Worker:
             if sequence.computed < len(sequence.tokens):
                 continue
             token = next(tokens)
-            if sequence.accept(token, piece(token)):
+            if token == NO_TOKEN:
+                self.fail(sequence, sequence.failure)
+            elif sequence.accept(token, piece(token)) or (sequence.constraint and self.force(sequence)):
                 self.finish(sequence)
             else:
                 self.unsent[sequence.request] = sequence
         if self.unsent and perf_counter() - self.flushed > FLUSH_SECONDS:
             self.flush()
+
+    def force(self, sequence: Sequence) -> bool:
+        """What a form leaves no choice about is not asked of the model, unless its opinion is wanted. True
+        when that ends the answer."""
+        constraint = sequence.constraint
+        if sequence.answer.thinks:
+            return False
+        if constraint.ended:
+            sequence.complete()
+            return True
+        for token in constraint.forced() if sequence.logprobs is None else ():
+            constraint.accept(token)
+            if sequence.accept(token, self.runner.piece(token)):
+                return True
+        return False
 
     def finish(self, sequence: Sequence) -> None:
         self.release(sequence)
@@ -291,6 +365,11 @@ _ASKED = {
     "tokenize": Worker.tokenize,
     "detokenize": Worker.detokenize,
 }
+
+
+def _format(message: wire.Wire) -> Format | None:
+    asked = message.get("chat") or message.get("completion")
+    return wire.unpack(Format, asked["format"]) if asked and asked["format"] else None
 
 
 def _characters(chat: Chat) -> int:
