@@ -12,6 +12,7 @@ import re
 import sys
 import types
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from math import inf
 from pathlib import Path
 from threading import Lock
@@ -376,6 +377,8 @@ class Runner:
         """In llama.cpp's own order: biases, penalties, what is cut off, then temperature and choice."""
         if sampling.logit_bias:
             yield self._biases(sampling.logit_bias)
+        if sampling.ignore_eos:
+            yield self._biases(tuple((token, FORBIDS) for token in self._ends))
         yield from self._penalties(sampling)
         if sampling.temperature == 0:
             yield C.llama_sampler_init_greedy()
@@ -395,6 +398,11 @@ class Runner:
             *((token, bias if bias > FORBIDS else -inf) for token, bias in biases)
         )
         return C.llama_sampler_init_logit_bias(vocabulary, len(biases), entries)
+
+    @cached_property
+    def _ends(self) -> list[int]:
+        """The tokens that end an answer."""
+        return [token for token in range(len(self._pieces)) if C.llama_vocab_is_eog(self._vocab, token)]
 
     def _penalties(self, sampling: Sampling) -> Iterable[Any]:
         vocabulary = len(self._pieces)
@@ -459,8 +467,7 @@ class Runner:
         from mdl.engine.grammar import Grammars
 
         pieces = [self.text_of(token) for token in range(len(self._pieces))]
-        ends = [token for token in range(len(pieces)) if C.llama_vocab_is_eog(self._vocab, token)]
-        return Grammars(pieces, self.controls, ends, self._tokenize_bytes)
+        return Grammars(pieces, self.controls, self._ends, self._tokenize_bytes)
 
     def knows(self, format: Format) -> bool:
         """Whether `constraint` answers at once."""

@@ -45,7 +45,8 @@ class Sampling:
     `dry_multiplier`, `mirostat` and the other penalties 0 are off.
     `repeat_penalty` looks at the last `repeat_last_n` tokens of the answer (-1: all), the other two at all of
     it. `mirostat` 1 or 2 chooses alone: what cuts off is not asked then. `logit_bias` is added to the logits
-    of (token, bias); -100 and less forbids it. `max_tokens` None: until the context is full.
+    of (token, bias); -100 and less forbids it. `ignore_eos` forbids the tokens that end answers. `max_tokens`
+    None: until the context is full.
     `stop` strings are looked for in the answer (not in reasoning, nor in calls), and are not part of it.
     `logprobs` None: none are told; n: of each token of the answer, and of the n likeliest in its place,
     before anything was cut off.
@@ -74,6 +75,7 @@ class Sampling:
     mirostat_tau: float = 5.0
     mirostat_eta: float = 0.1
     logit_bias: tuple[tuple[int, float], ...] = ()
+    ignore_eos: bool = False
     seed: int | None = None
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
