@@ -14,9 +14,12 @@ _decoder = codecs.getincrementaldecoder("utf-8")
 
 class Reader(Protocol):
     """Tells one kind of text from another as it comes: `feed` and `end` give (what it took, the rest). `over`
-    is True once all is the rest."""
+    is True once all is the rest, `thinks` while none is."""
 
     over: bool
+
+    @property
+    def thinks(self) -> bool: ...
 
     def feed(self, text: str) -> tuple[str, str]: ...
 
@@ -64,8 +67,8 @@ class Answer:
 
     @property
     def thinks(self) -> bool:
-        """Whether it is still within its reasoning, or has not said anything else."""
-        return self._reasoning is not None and not self._reasoning.over
+        """Whether it is within its reasoning."""
+        return self._reasoning is not None and self._reasoning.thinks
 
     @property
     def called(self) -> bool:

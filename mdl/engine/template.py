@@ -284,6 +284,11 @@ class Reasoning:
         self._begun = False
         self._closed = False
 
+    @property
+    def thinks(self) -> bool:
+        """It has begun to reason, and is not done."""
+        return bool(self._close) and not self._closed
+
     def feed(self, text: str) -> tuple[str, str]:
         """What is certain of the (reasoning, answer) with this text."""
         if self.over:
