@@ -453,7 +453,7 @@ class Runner:
 
     def knows(self, format: Format) -> bool:
         """Whether `constraint` answers at once."""
-        return self._grammars is not None and self._grammars.knows(format)
+        return self._grammars is not None and bool(self._grammars.knows(format))
 
     def prepare(self, format: Format) -> None:
         """Makes `constraint` answer at once. Takes seconds at worst; any thread may call it."""
@@ -468,20 +468,6 @@ class Runner:
 
         pieces = [self.text_of(token) for token in range(len(self._pieces))]
         return Grammars(pieces, self.controls, self._ends, self._tokenize_bytes)
-
-    def knows(self, format: Format) -> bool:
-        """Whether `constraint` answers at once."""
-        return self._grammars is not None and bool(self._grammars.knows(format))
-
-    def prepare(self, format: Format) -> None:
-        """Finds out what is to be known of it. Takes seconds at worst; called from one other thread."""
-        if self._grammars is None:
-            from mdl.engine.grammar import Grammars
-
-            pieces = [self.text_of(token) for token in range(len(self._pieces))]
-            ends = [token for token in range(len(pieces)) if C.llama_vocab_is_eog(self._vocab, token)]
-            self._grammars = Grammars(pieces, self.controls, ends, self._tokenize_bytes)
-        self._grammars.prepare(format)
 
     def constraint(self, format: Format) -> Any:
         """What holds an answer to a form. Raises UsageError for one that is none."""

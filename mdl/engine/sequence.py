@@ -6,6 +6,7 @@ from typing import Any
 
 from mdl.engine.answer import Answer
 from mdl.engine.request import Delta, Finish, Logprob, Usage
+from mdl.errors import MdlError
 
 MOST_ECHOED = 32  # tokens in a step of which logits are asked for: each takes a row of the vocabulary
 
@@ -31,6 +32,7 @@ class Sequence:
         "computed",
         "constraint",
         "echoes",
+        "failure",
         "finish",
         "fresh",
         "limit",
@@ -72,6 +74,7 @@ class Sequence:
         self.branch = 0
         self.slot = -1
         self.finish: Finish | None = None
+        self.failure: MdlError | None = None
         self._prompt_length = len(prompt)
         self._told: list[Logprob] = []
         self._echoed = 0
@@ -111,6 +114,10 @@ class Sequence:
         elif len(self.tokens) >= self.limit:
             self._end("length")
         return self.finish is not None
+
+    def complete(self) -> None:
+        """Nothing may follow: what would say so is not waited for."""
+        self._end("stop")
 
     def drain(self) -> Delta:
         """What has come since the last time."""

@@ -289,6 +289,11 @@ class Reasoning:
         """It has begun to reason, and is not done."""
         return bool(self._close) and not self._closed
 
+    @property
+    def inside(self) -> bool:
+        """Whether what comes next is reasoning."""
+        return bool(self._close) and not self._closed
+
     def feed(self, text: str) -> tuple[str, str]:
         """What is certain of the (reasoning, answer) with this text."""
         if self.over:

@@ -85,8 +85,6 @@ class Worker:
         self.sequences: dict[int, Sequence] = {}
         self.unsent: dict[int, Sequence] = {}
         self.preparing: set[int] = set()
-        self.one_by_one = threading.Lock()
-        self.preparing: set[int] = set()
         self.flushed = 0.0
 
     def serve(self) -> None:
@@ -107,11 +105,6 @@ class Worker:
         if "cancel" in message:
             self.cancel(message["cancel"])
             return
-        if "prepared" in message:
-            message = message["prepared"]
-            if message["id"] not in self.preparing:
-                return
-            self.preparing.remove(message["id"])
         request = message["id"]
         if "again" in message:
             if request not in self.preparing:
@@ -145,19 +138,6 @@ class Worker:
         if not self.runner.knows(format):
             raise _Unprepared(format)
         return self.runner.constraint(format)
-
-    def prepare(self, message: wire.Wire, form: Format) -> None:
-        """Puts it off until it is known what its form means, which may take seconds that others need not
-        wait."""
-        self.preparing.add(message["id"])
-
-        def prepare() -> None:
-            with self.one_by_one:
-                if not self.runner.knows(form):
-                    self.runner.prepare(form)
-            self.pipes.inbox.put({"prepared": message})
-
-        threading.Thread(target=prepare, daemon=True).start()
 
     def chat(self, request: int, asked: Any) -> None:
         chat = wire.unpack(Chat, asked)
@@ -320,7 +300,7 @@ class Worker:
             if sequence.computed < len(sequence.tokens):
                 continue
             token = next(tokens)
-            if token == NO_TOKEN:
+            if sequence.failure is not None:
                 self.fail(sequence, sequence.failure)
             elif sequence.accept(token, piece(token)) or (sequence.constraint and self.force(sequence)):
                 self.finish(sequence)
@@ -365,11 +345,6 @@ _ASKED = {
     "tokenize": Worker.tokenize,
     "detokenize": Worker.detokenize,
 }
-
-
-def _format(message: wire.Wire) -> Format | None:
-    asked = message.get("chat") or message.get("completion")
-    return wire.unpack(Format, asked["format"]) if asked and asked["format"] else None
 
 
 def _characters(chat: Chat) -> int:
