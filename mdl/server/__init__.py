@@ -12,7 +12,7 @@ from starlette.types import Receive, Scope, Send
 
 from mdl import __version__
 from mdl.errors import MdlError
-from mdl.server import chat, failure, openai
+from mdl.server import chat, completions, failure, openai
 from mdl.server.failure import Ascii
 from mdl.server.generation import Generation
 from mdl.server.guard import Guard, Journal
@@ -30,6 +30,7 @@ def app(service: Service, options: ServeOptions) -> Starlette:
             Route("/v1/models", Models(service), methods=["GET"]),
             Route("/v1/models/{name:path}", OneModel(service), methods=["GET"]),
             Route("/v1/chat/completions", Generation(service, chat.asked), methods=["POST"]),
+            Route("/v1/completions", Generation(service, completions.asked), methods=["POST"]),
         ],
         middleware=[Middleware(Journal), Middleware(Guard, options=options)],
         exception_handlers={

@@ -57,7 +57,7 @@ def asked(body: Any) -> Asked:
     fields = Fields(body)
     model = fields.text("model")
     stream = fields.flag("stream") or False
-    include_usage = _include_usage(fields, stream)
+    include_usage = openai.include_usage(fields, stream)
     answers = fields.integer("n", 1, openai.MOST_ANSWERS) or 1
     given = openai.sampling(fields) | _logprobs(fields)
     said = messages(fields)
@@ -73,18 +73,6 @@ def asked(body: Any) -> Asked:
     openai.pass_over(fields, HARMLESS)
     fields.done()
     return Asked(model, chat, given, answers, stream, include_usage, keep_alive)
-
-
-def _include_usage(fields: Fields, stream: bool) -> bool:
-    options = fields.object("stream_options")
-    if options is None:
-        return False
-    if not stream:
-        fields.fail("stream_options", "goes only with stream: true")
-    include = options.flag("include_usage") or False
-    options.flag("include_obfuscation")  # padding against guesses from sizes: OpenAI leaves it out on request
-    options.done()
-    return include
 
 
 def _logprobs(fields: Fields) -> dict[str, int]:

@@ -9,8 +9,6 @@ from mdl.engine.request import CallPiece, Delta, Finish, Logprob, Usage
 from mdl.errors import MdlError
 from mdl.server import failure, openai
 
-UNLIKELY = -9999.0  # what OpenAI writes for "very unlikely", where JSON has no minus infinity
-
 
 def completion(model: str, answers: list[list[Delta]], logprobs: bool) -> dict[str, Any]:
     """All answers in one object; `logprobs` says whether those were asked for."""
@@ -71,7 +69,7 @@ def _logprob(logprob: Logprob) -> dict[str, Any]:
 
 def _token(piece: bytes, logprob: float | None) -> dict[str, Any]:
     """Tokens may be parts of characters: `bytes` tells which."""
-    value = UNLIKELY if logprob is None else max(logprob, UNLIKELY)
+    value = openai.UNLIKELY if logprob is None else max(logprob, openai.UNLIKELY)
     return {"token": piece.decode("utf-8", "replace"), "bytes": list(piece), "logprob": value}
 
 

@@ -23,6 +23,7 @@ MOST_ANSWERS = 16
 MOST_TOKENS = LARGEST = 2**31 - 1
 SEEDS = 2**64
 FOREVER = -1.0
+UNLIKELY = -9999.0  # what OpenAI writes for "very unlikely", where JSON has no minus infinity
 
 R = TypeVar("R", Chat, Completion)
 
@@ -42,11 +43,25 @@ def pass_over(fields: Fields, harmless: Harmless) -> None:
             fields.fail(name, f"can only be {taken}" if taken else f"has to be {what}")
 
 
+def include_usage(fields: Fields, stream: bool) -> bool:
+    """Whether a stream tells at its end what it took."""
+    options = fields.object("stream_options")
+    if options is None:
+        return False
+    if not stream:
+        fields.fail("stream_options", "goes only with stream: true")
+    include = options.flag("include_usage") or False
+    options.flag("include_obfuscation")  # padding against guesses from sizes: OpenAI leaves it out on request
+    options.done()
+    return include
+
+
 # How the next token is chosen
 
 
-def sampling(fields: Fields) -> dict[str, Any]:
-    """What a request says of Sampling, by the names there. What it leaves open is not in it."""
+def sampling(fields: Fields, fewest: int = 1) -> dict[str, Any]:
+    """What a request says of Sampling, by the names there. What it leaves open is not in it. `fewest` tokens
+    can be asked for."""
     values: dict[str, Any] = {
         "temperature": fields.number("temperature", 0, 2),
         "top_p": fields.number("top_p", 0, 1),
@@ -62,7 +77,8 @@ def sampling(fields: Fields) -> dict[str, Any]:
         "seed": fields.integer("seed", -(2**63), SEEDS - 1),
         "stop": _strings(fields, "stop", MOST_STOPS),
         "logit_bias": _biases(fields),
-        "max_tokens": _most_tokens(fields),
+        "ignore_eos": fields.flag("ignore_eos"),
+        "max_tokens": _most_tokens(fields, fewest),
         **_penalties(fields),
     }
     return {name: value for name, value in values.items() if value is not None}
@@ -82,9 +98,9 @@ def _penalties(fields: Fields) -> dict[str, Any]:
     }
 
 
-def _most_tokens(fields: Fields) -> int | None:
-    most = fields.integer("max_tokens", 1, MOST_TOKENS)
-    newer = fields.integer("max_completion_tokens", 1, MOST_TOKENS)
+def _most_tokens(fields: Fields, fewest: int) -> int | None:
+    most = fields.integer("max_tokens", fewest, MOST_TOKENS)
+    newer = fields.integer("max_completion_tokens", fewest, MOST_TOKENS)
     if None not in (most, newer) and most != newer:
         fields.fail("max_tokens", "says something else than max_completion_tokens, its newer name")
     return most if newer is None else newer
@@ -142,11 +158,11 @@ def _seeded(request: R, seed: int) -> R:
 # What an answer has to be
 
 
-def form(fields: Fields) -> Format | None:
+def form(fields: Fields, response_format: bool = True) -> Format | None:
     """By OpenAI's `response_format`, or by `grammar` or `json_schema`, which llama.cpp has."""
     grammar = fields.text("grammar")
     forms = {
-        "response_format": _response_format(fields),
+        "response_format": _response_format(fields) if response_format else None,
         "json_schema": _schema(fields, "json_schema"),
         "grammar": Format("gbnf", grammar) if grammar else None,
     }
