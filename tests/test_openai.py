@@ -508,3 +508,9 @@ def test_messages_of_the_client_are_taken_back_as_it_sends_them() -> None:
     ).chat
     assert chat.messages[1].tool_calls == (ToolCall("f", '{"a": 1}', "1"),)
     assert chat.messages[3].content == '{"a": 1}'
+
+
+def test_an_answer_goes_on_past_its_end_where_that_is_wanted(server: Server) -> None:
+    _, answer = server.chat(ignore_eos=True, max_tokens=20)
+    assert answer["usage"]["completion_tokens"] == 20
+    assert answer["choices"][0]["finish_reason"] == "length"

@@ -111,6 +111,7 @@ TAKEN: dict[str, list[Any]] = {
     "logprobs": [True],
     "top_logprobs": [0],
     "logit_bias": [{}],
+    "ignore_eos": [True],
     "typical_p": [0, 0.5],
     "typical": [0, 0.5],
     "top_n_sigma": [0, 0.5],
