@@ -5,7 +5,7 @@
 _mdl_about() {
     case $1 in
         '')
-            arguments='download,list,inspect,resolve,rm,verify,prune,df,alias,login,logout,chat,serve,completion'
+            arguments='download,list,inspect,resolve,rm,verify,prune,df,alias,login,logout,chat,serve,bench,completion'
             options='
                 --version
                 --help -h
@@ -173,6 +173,24 @@ _mdl_about() {
                 --max-models=TEXT
                 --allow-host=TEXT
                 --insecure
+                --json
+                --pull=missing,never,always,newer
+                --offline
+                --help -h
+            '
+            ;;
+        bench)
+            arguments='MODEL'
+            options='
+                --model=MODEL -m=MODEL
+                --prompt=TEXT
+                --streams=TEXT
+                --tokens=TEXT
+                --repeat=TEXT
+                --ctx=TEXT
+                --gpu-layers=auto
+                --threads=TEXT
+                --svg=FILE
                 --json
                 --pull=missing,never,always,newer
                 --offline

@@ -2,7 +2,7 @@
 
 # The words before the cursor that are neither options nor their values: a command and its arguments.
 function __mdl_words
-    set -l valued --model -m --destination --include --jobs --ctx --limit-rate --ca --sort --filter --key --sample --older-than --user -u --system --temperature --top-p --top-k --seed --max-tokens --stop --gpu-layers --threads --adapter --session --pull --host --port --api-key --parallel --idle --max-models --allow-host
+    set -l valued --model -m --destination --include --jobs --ctx --limit-rate --ca --sort --filter --key --sample --older-than --user -u --system --temperature --top-p --top-k --seed --max-tokens --stop --gpu-layers --threads --adapter --session --pull --host --port --api-key --parallel --idle --max-models --allow-host --prompt --streams --tokens --repeat --svg
     set -l words (commandline -opc)
     set -e words[1]
     set -l is_value no
@@ -58,6 +58,7 @@ complete -c mdl -n __mdl_expects_command -a login -d 'Keep credentials for a reg
 complete -c mdl -n __mdl_expects_command -a logout -d 'Forget the credentials for a registry or Hugging Face'
 complete -c mdl -n __mdl_expects_command -a chat -d 'Ask a model: one answer for a prompt or a pipe, else a conversation'
 complete -c mdl -n __mdl_expects_command -a serve -d 'Serve models to programs, by OpenAI\'s HTTP API'
+complete -c mdl -n __mdl_expects_command -a bench -d 'Measure how fast a model is here: prompts, answers, several at once'
 complete -c mdl -n __mdl_expects_command -a completion -d 'Print what makes a shell complete commands, options and names of models'
 
 complete -c mdl -n '__mdl_command_is download pull' -l model -s m -x -a '(__mdl_models)' -d 'The same as the argument MODEL'
@@ -183,6 +184,21 @@ complete -c mdl -n '__mdl_command_is serve' -l pull -x -a 'missing never always 
 complete -c mdl -n '__mdl_command_is serve' -l offline -d 'Never use the network'
 complete -c mdl -n '__mdl_command_is serve' -l help -s h -d 'Show this message and exit'
 complete -c mdl -n '__mdl_command_is serve' -a '(__mdl_models)'
+
+complete -c mdl -n '__mdl_command_is bench' -l model -s m -x -a '(__mdl_models)' -d 'The same as the argument MODEL'
+complete -c mdl -n '__mdl_command_is bench' -l prompt -x -d 'Tokens of the prompts; 128,512,2048 as far as they fit'
+complete -c mdl -n '__mdl_command_is bench' -l streams -x -d 'Answers at once'
+complete -c mdl -n '__mdl_command_is bench' -l tokens -x -d 'Tokens of an answer'
+complete -c mdl -n '__mdl_command_is bench' -l repeat -x -d 'How often each figure is measured'
+complete -c mdl -n '__mdl_command_is bench' -l ctx -x -d 'Tokens of prompt and answer together'
+complete -c mdl -n '__mdl_command_is bench' -l gpu-layers -x -a 'auto' -d 'Layers on the GPU; auto: all, where llama.cpp has one'
+complete -c mdl -n '__mdl_command_is bench' -l threads -x -d 'Threads on the CPU'
+complete -c mdl -n '__mdl_command_is bench' -l svg -r -F -d 'Draw a picture of the figures'
+complete -c mdl -n '__mdl_command_is bench' -l json -d 'Print one JSON document'
+complete -c mdl -n '__mdl_command_is bench' -l pull -x -a 'missing never always newer' -d 'What to do about a model that is not here: missing, never, always, newer'
+complete -c mdl -n '__mdl_command_is bench' -l offline -d 'Never use the network'
+complete -c mdl -n '__mdl_command_is bench' -l help -s h -d 'Show this message and exit'
+complete -c mdl -n '__mdl_command_is bench; and __mdl_expects_first_argument' -a '(__mdl_models)'
 
 complete -c mdl -n '__mdl_command_is completion' -l help -s h -d 'Show this message and exit'
 complete -c mdl -n '__mdl_command_is completion; and __mdl_expects_first_argument' -a 'bash zsh fish'

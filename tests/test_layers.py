@@ -14,6 +14,8 @@ ALLOWED = {
     "complete": {"config", "store", "profiles", "reference"},
     "cli": {
         "ui",
+        "bench",
+        "chart",
         "progress",
         "config",
         "library",
@@ -103,6 +105,8 @@ ALLOWED = {
         "verification",
     },
     "listing": {"model"},
+    "bench": {"engine"},
+    "chart": set(),
     "fetch": {"archive", "store", "transports", "download", "partial", "model", "reference", "filename"},
     "archive": {"model", "filename", "partial", "reference"},
     "store": {"model", "reference"},

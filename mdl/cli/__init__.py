@@ -26,6 +26,7 @@ COMMANDS = {
     "logout": "mdl.cli.access:logout",
     "chat": "mdl.cli.running:chat",
     "serve": "mdl.cli.running:serve",
+    "bench": "mdl.cli.benching:bench",
     "completion": "mdl.cli.completion:completion",
 }
 ALIASES = {"pull": "download", "ls": "list", "show": "inspect", "remove": "rm", "run": "chat"}

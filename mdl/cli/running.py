@@ -75,7 +75,7 @@ def chat(
     from mdl.engine import Engine
 
     name, prompt = _model_and_prompt(words or [], model)
-    settings = _engine_settings(context, gpu_layers, threads, parallel=1)
+    settings = engine_settings(context, gpu_layers, threads, parallel=1)
     sampling = {
         "temperature": temperature,
         "top_p": top_p,
@@ -88,7 +88,7 @@ def chat(
     with ExitStack() as leases, Engine() as engine:  # starts now, while the rest is still being decided
         asked = _with_piped(prompt)
         library = options.open_library(pull=pull, offline=offline)
-        files, profile = _files(library, name, adapter or [], leases)
+        files, profile = held_files(library, name, adapter or [], leases)
         engine.load(files, profile.engine_settings(settings))
         from mdl import complete, config
         from mdl.chat import Options
@@ -101,7 +101,7 @@ def chat(
         from mdl.chat.conversation import converse
 
         def open_model(text: str) -> "tuple[Engine, Profile]":
-            files, profile = _files(library, text, adapter or [], leases)
+            files, profile = held_files(library, text, adapter or [], leases)
             other = Engine()
             other.load(files, profile.engine_settings(settings))
             return other, profile
@@ -131,7 +131,7 @@ def _with_piped(prompt: str) -> str | None:
     return text
 
 
-def _files(
+def held_files(
     library: "Library", name: str, adapters: list[str], leases: ExitStack
 ) -> "tuple[EngineFiles, Profile]":
     """What an engine loads for a model and its adapters, held so that nobody removes it meanwhile; and the
@@ -166,7 +166,7 @@ def _adapter(library: "Library", text: str, watched: "Watch", leases: ExitStack)
     return _held(library, model, leases, "adapter").first, factor
 
 
-def _engine_settings(
+def engine_settings(
     context: int | None, gpu_layers: str, threads: int | None, parallel: int
 ) -> "EngineSettings":
     from mdl.engine.request import EngineSettings
@@ -224,7 +224,7 @@ def serve(
         port=port,
         api_key=api_key if api_key is not None else library.settings.api_key,
         models=names,
-        engine=_engine_settings(context, gpu_layers, threads, parallel),
+        engine=engine_settings(context, gpu_layers, threads, parallel),
         idle_seconds=_seconds(idle) or None,
         max_models=max_models,
         allow_hosts=tuple(allow_host or ()),
