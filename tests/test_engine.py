@@ -361,8 +361,9 @@ def test_a_prompt_is_told_again_with_its_probabilities(engine):
         text = "".join(delta.text for delta in deltas)
         told = [logprob for delta in deltas for logprob in delta.logprobs]
         assert text.startswith(prompt) and (answers or text == prompt)
-        assert [logprob.token for logprob in told][: len(tokens) - 1] == list(tokens)[1:]
-        assert answers or len(told) == len(tokens) - 1
+        assert [logprob.token for logprob in told][: len(tokens)] == list(tokens)
+        assert told[0].logprob is None and None not in [logprob.logprob for logprob in told[1:]]
+        assert answers or len(told) == len(tokens)
         france = [logprob.logprob for logprob in told if logprob.piece.strip() == b"Paris"]
         assert france and max(france) > -0.5
     assert deltas[-1].usage.completion_tokens == 0 and deltas[-1].finish == "length"

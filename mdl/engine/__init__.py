@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from mdl.engine.process import Process
 
 Deliver = Callable[[Delta | MdlError], None]
-Asked = Chat | Completion | Embed | Rank | str | tuple[int, ...]
+Asked = Chat | Completion | Embed | Rank | tuple[str, bool] | tuple[int, ...]
 
 MOST_DEATHS, WITHIN_SECONDS = 5, 60.0
 
@@ -153,9 +153,14 @@ class Engine:
 
         return unpack(Ranked, self._ask("rank", rank))
 
-    def tokenize(self, text: str) -> tuple[int, ...]:
-        """The tokens of a text; what reads like a control token is one. No beginning is added."""
-        return tuple(self._ask("tokenize", text))
+    def prompt(self, chat: Chat) -> tuple[int, ...]:
+        """The tokens of the prompt."""
+        return tuple(self._ask("prompt", chat))
+
+    def tokenize(self, text: str, begun: bool = False) -> tuple[int, ...]:
+        """The tokens of a text; what reads like a control token is one. `begun`: after the model's own
+        beginning, if it has one, as for a completion."""
+        return tuple(self._ask("tokenize", (text, begun)))
 
     def detokenize(self, tokens: tuple[int, ...]) -> str:
         """Raises UsageError for what is no token."""

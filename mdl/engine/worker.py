@@ -19,10 +19,11 @@ from typing import Any
 from mdl.engine import wire
 from mdl.engine.answer import Answer
 from mdl.engine.prefix import Cache, Copy
-from mdl.engine.request import Chat, Completion, EngineFiles, EngineSettings, Format, Sampling
+from mdl.engine.request import Chat, Completion, EngineFiles, EngineSettings, Format, Logprob, Sampling
 from mdl.engine.scheduler import Scheduler
 from mdl.engine.sequence import Sequence
 from mdl.engine.template import CHATML, CHATML_END, REASONING_TAGS, Prompt, Reasoning, Template, import_jinja
+from mdl.engine.tools import TAGS, Calls, form_of, grammar
 from mdl.errors import EngineError, MdlError, TooLong, UsageError
 
 TEMPLATE_SECONDS = 3.0
@@ -79,7 +80,8 @@ class Worker:
         self.template = Template(source or CHATML, runner.controls, runner.named)
         # A model without a template may not know the end of a turn in ChatML as a token: then it is text.
         self.stop = () if source or CHATML_END in runner.controls else (CHATML_END,)
-        runner.show(tag for pair in REASONING_TAGS for tag in pair)
+        self.calls = form_of(self.template.source)
+        runner.show((*TAGS, *(tag for pair in REASONING_TAGS for tag in pair)))
         cache = Cache(runner.slots, runner.cells, runner.whole)
         self.scheduler: Scheduler[Sequence] = Scheduler(settings.parallel, runner.batch, cache)
         self.sequences: dict[int, Sequence] = {}
@@ -144,28 +146,50 @@ class Worker:
         # Megabytes would hold up the answers of others for seconds, to be refused in the end.
         self.check_length(self.runner.fewest_tokens(_characters(chat)), "at least ")
         prompt = self.render(request, chat)
-        reasoning = Reasoning(prompt.text, spaced=self.runner.adds_space)
-        answer = Answer(reasoning, chat.sampling.stop + self.stop)
-        self.start(request, self.runner.tokenize(prompt.pieces), answer, chat.sampling, format=chat.format)
+        tokens = self.runner.tokenize(prompt.pieces)
+        self.start(request, tokens, self.answer(chat, prompt), chat.sampling, format=self.form(chat))
+
+    def answer(self, chat: Chat, prompt: Prompt) -> Answer:
+        """How to read what the model says."""
+        reasoning = Reasoning(prompt.text, spaced=self.runner.adds_space, begun=_begun(chat))
+        calls = Calls(self.calls, not chat.parallel_calls) if chat.tools and self.calls else None
+        return Answer(reasoning, chat.sampling.stop + self.stop, calls)
+
+    def form(self, chat: Chat) -> Format | None:
+        """What the answer is held to. Raises what `tools.grammar` does."""
+        if not chat.must_call:
+            return chat.format
+        if chat.format is not None:
+            raise UsageError("an answer cannot be held to calls and to another form at once")
+        return grammar(self.calls, chat.tools, chat.only, chat.parallel_calls, self.runner.controls)
 
     def completion(self, request: int, asked: Any) -> None:
         completion = wire.unpack(Completion, asked)
-        prompt = completion.prompt
-        if isinstance(prompt, str):
-            self.check_length(self.runner.fewest_tokens(len(prompt)), "at least ")
-        tokens = self.runner.prompt(prompt, completion.suffix)
+        prompt, suffix = completion.prompt, completion.suffix or ""
+        tokens = 0 if isinstance(prompt, str) else len(prompt)
+        characters = (len(prompt) if isinstance(prompt, str) else 0) + len(suffix)
+        self.check_length(tokens + self.runner.fewest_tokens(characters), "at least ")
         answer = Answer(None, completion.sampling.stop)
-        if completion.echo:
-            answer.say(prompt if isinstance(prompt, str) else self.runner.text(prompt))
-        self.start(
+        sequence = self.start(
             request,
-            tokens,
+            self.runner.prompt(prompt, completion.suffix),
             answer,
             completion.sampling,
             echoes=completion.echo,
             answers=completion.answers,
             format=completion.format,
         )
+        if completion.echo:
+            answer.say(prompt if isinstance(prompt, str) else self.runner.text(prompt))
+        if sequence.echoes:
+            sequence.tell(Logprob(sequence.tokens[0], self.first_piece(sequence.tokens[0], prompt), None))
+
+    def first_piece(self, token: int, prompt: str | tuple[int, ...]) -> bytes:
+        """The bytes of the first token of a prompt: none if the model's own beginning was put before it."""
+        piece: bytes = self.runner.text_of(token)
+        text = piece.decode("utf-8", "replace")
+        added = isinstance(prompt, str) and text in self.runner.controls and not prompt.startswith(text)
+        return b"" if added else piece
 
     def start(
         self,
@@ -177,7 +201,7 @@ class Worker:
         echoes: bool = False,
         answers: bool = True,
         format: Format | None = None,
-    ) -> None:
+    ) -> Sequence:
         """Puts it into the queue. Raises UsageError for what cannot be asked."""
         if not tokens:
             raise UsageError("the prompt is empty")
@@ -197,6 +221,7 @@ class Worker:
         )
         self.sequences[request] = sequence
         self.scheduler.add(sequence)
+        return sequence
 
     def count(self, request: int, asked: Any) -> None:
         prompt = self.render(request, wire.unpack(Chat, asked))
@@ -205,8 +230,14 @@ class Worker:
     def render_only(self, request: int, asked: Any) -> None:
         self.pipes.send(id=request, result=self.render(request, wire.unpack(Chat, asked)).text)
 
+    def prompt(self, request: int, asked: Any) -> None:
+        prompt = self.render(request, wire.unpack(Chat, asked))
+        self.pipes.send(id=request, result=self.runner.tokenize(prompt.pieces))
+
     def tokenize(self, request: int, asked: Any) -> None:
-        self.pipes.send(id=request, result=self.runner.tokens(asked))
+        text, begun = asked
+        tokens = self.runner.prompt(text, None) if begun else self.runner.tokens(text)
+        self.pipes.send(id=request, result=tokens)
 
     def detokenize(self, request: int, asked: Any) -> None:
         self.pipes.send(id=request, result=self.runner.text(asked))
@@ -341,10 +372,16 @@ _ASKED = {
     "chat": Worker.chat,
     "completion": Worker.completion,
     "count": Worker.count,
+    "prompt": Worker.prompt,
     "render": Worker.render_only,
     "tokenize": Worker.tokenize,
     "detokenize": Worker.detokenize,
 }
+
+
+def _begun(chat: Chat) -> str:
+    """The answer as far as it was given."""
+    return chat.messages[-1].content if chat.continues else ""
 
 
 def _characters(chat: Chat) -> int:
