@@ -6,14 +6,14 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import openai
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from serving import CHAT, FRANCE, STORY, Server, cache, text
 
 from mdl.engine.request import Chat, Format, Sampling, ToolCall
@@ -298,6 +298,60 @@ def test_forms_of_an_answer_are_read_from_openais_and_llamacpps_fields() -> None
     ]
     for fields, form in taken:
         assert asked(**fields).chat.format == form
+
+
+class Person(BaseModel):
+    name: str
+    city: Literal["Paris", "Rome", "Oslo"]
+    age: int
+    tags: list[bool] = Field(max_length=2)
+
+
+def test_the_client_gets_an_object_of_the_type_that_it_asks_for(client: openai.OpenAI) -> None:
+    answer = client.chat.completions.parse(
+        model="demo", messages=STORY, temperature=0, max_tokens=300, response_format=Person
+    )
+    person = answer.choices[0].message.parsed
+    assert isinstance(person, Person)
+    assert answer.choices[0].message.content is not None
+    assert Person.model_validate_json(answer.choices[0].message.content, strict=True) == person
+
+
+def test_a_streamed_object_is_of_the_type_that_was_asked_for(client: openai.OpenAI) -> None:
+    with client.chat.completions.stream(
+        model="demo", messages=STORY, temperature=0, max_tokens=300, response_format=Person
+    ) as stream:
+        (done,) = (event for event in stream if event.type == "content.done")
+        final = stream.get_final_completion()
+    assert isinstance(done.parsed, Person)
+    assert final.choices[0].message.parsed == done.parsed
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"response_format": {"type": "json_object"}},
+        {"response_format": {"type": "json_object"}, "reasoning_effort": "high"},
+        {"json_schema": {"type": "object"}, "temperature": 1},
+    ],
+)
+def test_an_answer_is_json_where_that_is_asked_for(server: Server, fields: dict[str, Any]) -> None:
+    _, answer = server.chat(max_tokens=400, **fields)
+    assert isinstance(json.loads(text(answer)), dict)
+
+
+def test_several_answers_keep_to_one_form(server: Server) -> None:
+    schema = {"enum": ["yes", "no", "maybe"]}
+    _, answer = server.chat(n=4, seed=1, temperature=2, json_schema=schema)
+    said = [json.loads(choice["message"]["content"]) for choice in answer["choices"]]
+    assert set(said) <= {"yes", "no", "maybe"}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_schema_that_cannot_be_kept_to_is_refused(server: Server, stream: bool) -> None:
+    status, answer = server.chat(json_schema={"type": "thing"}, stream=stream)
+    assert (status, answer["error"]["type"]) == (400, "invalid_request_error")
+    assert "schema" in answer["error"]["message"]
 
 
 # Tools
