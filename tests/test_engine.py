@@ -117,9 +117,54 @@ def tool(name, **properties):
 WEATHER = tool("get_weather", city={"type": "string"})
 
 
-def test_a_tool_is_called_in_the_text(engine):
-    answer = text_of(engine, ask("What is the weather in Paris?", tools=(WEATHER,)))
-    assert answer == '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Paris"}}\n</tool_call>'
+def called(deltas):
+    """The calls of an answer, put together: (name, arguments)."""
+    calls = {}
+    for piece in (piece for delta in deltas for piece in delta.calls):
+        if piece.id:
+            assert piece.index not in calls
+        name, arguments = calls.get(piece.index, ("", ""))
+        calls[piece.index] = name + piece.name, arguments + piece.arguments
+    return [(name, json.loads(arguments)) for name, arguments in calls.values()]
+
+
+def test_a_tool_is_called(engine):
+    deltas = [*engine.chat(ask("What is the weather in Paris?", tools=(WEATHER,)))]
+    assert called(deltas) == [("get_weather", {"city": "Paris"})]
+    assert "".join(delta.text for delta in deltas) == ""
+    assert deltas[-1].finish == "tool_calls"
+
+
+def test_without_tools_what_reads_like_a_call_is_text(engine):
+    text = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Par'
+    begun = Chat(
+        (Message("user", "What is the weather in Paris?"), Message("assistant", text)), GREEDY, continues=True
+    )
+    deltas = [*engine.chat(begun)]
+    assert called(deltas) == [] and deltas[-1].finish == "stop"
+
+
+@pytest.mark.parametrize(("only", "parallel"), [("", False), ("", True), ("add", False)])
+def test_an_answer_can_be_held_to_calls(engine, only, parallel):
+    tools = (WEATHER, tool("add", a={"type": "integer"}, b={"type": "integer"}))
+    sampling = Sampling(temperature=0, max_tokens=400)
+    chat = ask(CAPITAL, tools=tools, must_call=True, only=only, parallel_calls=parallel, sampling=sampling)
+    deltas = [*engine.chat(chat)]
+    calls = called(deltas)
+    assert calls and (parallel or len(calls) == 1)
+    assert all(name == (only or name) for name, _ in calls)
+    for name, arguments in calls:
+        assert arguments.keys() == ({"city"} if name == "get_weather" else {"a", "b"})
+    assert deltas[-1].finish == "tool_calls" and not "".join(delta.text for delta in deltas)
+
+
+def test_an_answer_is_gone_on_with_where_it_was(engine):
+    begun = (Message("user", CAPITAL), Message("assistant", "The capital of"))
+    assert text_of(engine, Chat(begun, GREEDY, continues=True)) == " France is Paris."
+    thought = (Message("user", f"{CAPITAL} /think"), Message("assistant", "<think>\nFrance has"))
+    deltas = [*engine.chat(Chat(thought, GREEDY, continues=True))]
+    assert "".join(delta.reasoning for delta in deltas) == " the capital Paris."
+    assert "".join(delta.text for delta in deltas) == PARIS
 
 
 def test_what_a_tool_returned_is_used(engine):

@@ -8,10 +8,11 @@ those.
 import json
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 from mdl.engine.request import Chat, Message, ToolCall
+from mdl.engine.tools import TAGS
 from mdl.errors import MdlError, UnsupportedModel, UsageError
 
 # For models that bring no template: the form that most of those that were trained to chat understand.
@@ -30,6 +31,9 @@ REASONING_TAGS = (
     ("[THINK]", "[/THINK]"),
     ("<|START_THINKING|>", "<|END_THINKING|>"),
 )
+
+# The variables by which templates are told whether to let the model think first: Qwen's, and DeepSeek's.
+SWITCHES = ("enable_thinking", "thinking")
 
 MAX_PROMPT = 16_000_000  # characters; the largest contexts hold about five million
 
@@ -56,7 +60,7 @@ class Template:
     ) -> None:
         self.source = source
         self._tokens = dict(tokens or {})
-        tags = {tag for pair in REASONING_TAGS for tag in pair}
+        tags = {*TAGS, *(tag for pair in REASONING_TAGS for tag in pair)}
         texts = sorted(
             (text for text in controls if len(text) > 1 and text not in tags), key=len, reverse=True
         )
@@ -74,15 +78,35 @@ class Template:
         that is broken or writes without end.
         """
         self._refuse_what_it_leaves_out(chat)
+        if chat.continues:
+            return self._begun(chat)
         chat, mark = self._disarm(chat)
+        text = self._whole(chat)
+        return Prompt(tuple(text.split(mark)) if mark else (text,))
+
+    def _begun(self, chat: Chat) -> Prompt:
+        """The prompt up to the end of the last message, which is the beginning of the answer."""
+        last = chat.messages[-1]
+        if last.role != "assistant" or last.tool_calls:
+            raise UsageError("only an assistant's text can be gone on with")
+        if last.reasoning and not last.content:
+            raise UsageError("reasoning alone cannot be gone on with", hint="give some of the answer too")
+        end = _unused(chat, self.source)
+        marked = replace(chat, messages=(*chat.messages[:-1], replace(last, content=last.content + end)))
+        marked, mark = self._disarm(marked)
+        text, found, rest = self._whole(marked).partition(end)
+        if not found or end in rest:
+            raise UnsupportedModel("the chat template of the model does not let an answer be gone on with")
+        return Prompt(tuple(text.split(mark)) if mark else (text,))
+
+    def _whole(self, chat: Chat) -> str:
         try:
-            text = self._write(_messages(chat, _parsed), chat)
+            return self._write(_messages(chat, _parsed), chat)
         except UnsupportedModel:
             if not any(message.tool_calls for message in chat.messages):
                 raise
             # Some templates want the arguments of a call as the text that they are in OpenAI's API.
-            text = self._write(_messages(chat, _as_text), chat)
-        return Prompt(tuple(text.split(mark)) if mark else (text,))
+            return self._write(_messages(chat, _as_text), chat)
 
     def _refuse_what_it_leaves_out(self, chat: Chat) -> None:
         """Of what a request asks for, nothing is dropped in silence."""
@@ -91,7 +115,7 @@ class Template:
         if any(message.tool_calls for message in chat.messages) and "tool_calls" not in self.source:
             raise UsageError("the chat template of the model knows no calls of tools", hint=_NO_TOOLS)
         reasons = any(tag in self.source for pair in REASONING_TAGS for tag in pair)
-        if chat.thinking not in (None, reasons) and "enable_thinking" not in self.source:
+        if chat.thinking not in (None, reasons) and not any(name in self.source for name in SWITCHES):
             what = "always thinks" if reasons else "does not think first"
             raise UsageError(
                 f"the model {what}: its chat template has no switch for it", hint="leave it to the model"
@@ -111,10 +135,10 @@ class Template:
             "messages": messages,
             "tools": [dict(tool) for tool in chat.tools] or None,
             "documents": None,
-            "add_generation_prompt": True,
+            "add_generation_prompt": not chat.continues,
         }
         if chat.thinking is not None:
-            variables["enable_thinking"] = chat.thinking
+            variables |= dict.fromkeys(SWITCHES, chat.thinking)
         try:
             return _bounded(self._template().generate(**variables))
         except MdlError:
@@ -224,7 +248,7 @@ def _walk(value: Any, change: Callable[[str], str]) -> Any:
     if isinstance(value, list | tuple):
         return type(value)(_walk(item, change) for item in value)
     if isinstance(value, Chat):
-        return Chat(_walk(value.messages, change), value.sampling, _walk(value.tools, change), value.thinking)
+        return replace(value, messages=_walk(value.messages, change), tools=_walk(value.tools, change))
     if isinstance(value, Message | ToolCall):
         return type(value)(*(_walk(getattr(value, name), change) for name in value.__slots__))
     return value
@@ -271,17 +295,20 @@ class Reasoning:
     """Tells the reasoning at the beginning of an answer from the answer, and trims the white space around
     both.
 
-    `prompt` is the rendered prompt: some templates open the reasoning there. `spaced`: the vocabulary
-    puts a space before the first word. `over` is True once all that follows is the answer.
+    `prompt` is the rendered prompt: some templates open the reasoning there. `begun` is what it has of the
+    answer already. `spaced`: the vocabulary puts a space before the first word. `over` is True once all that
+    follows is the answer.
     """
 
-    def __init__(self, prompt: str = "", spaced: bool = False) -> None:
+    def __init__(self, prompt: str = "", spaced: bool = False, begun: str = "") -> None:
         tail = prompt[-64:].rstrip()
-        self.over = False
         self._close = next((close for start, close in REASONING_TAGS if tail.endswith(start)), "")
+        if begun:
+            self._close = _left_open(begun)
+        self.over = bool(begun) and not self._close
         self._held = ""
         self._spaced = spaced
-        self._begun = False
+        self._begun = bool(begun)
         self._closed = False
 
     @property
@@ -342,6 +369,14 @@ class Reasoning:
         text = text.lstrip()
         self.over = bool(text)
         return text
+
+
+def _left_open(text: str) -> str:
+    """The tag that ends the reasoning which a text begins with, where it has not come yet."""
+    for start, close in REASONING_TAGS:
+        if text.lstrip().startswith(start) and close not in text:
+            return close
+    return ""
 
 
 def _partial(text: str, tag: str) -> int:

@@ -1,0 +1,276 @@
+"""Calls of tools in the text of an answer: the forms that models write them in, read as they come, and
+grammars that leave no other way. Knows no tokens.
+"""
+
+import json
+import re
+import secrets
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mdl.engine.request import CallPiece, Format
+from mdl.errors import UnsupportedModel, UsageError
+
+Tool = Mapping[
+    str, Any
+]  # as OpenAI has it: {"type": "function", "function": {name, description, parameters}}
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """A call between two tags, as a JSON object that has its name and arguments under these names."""
+
+    start: str
+    end: str
+    name: str = "name"
+    arguments: str = "arguments"
+
+
+# The forms that are known. A model's is the first of which its chat template has the tags.
+FORMS = (Form("<tool_call>", "</tool_call>"),)  # Hermes, Qwen, and others after them
+
+TAGS = tuple(tag for form in FORMS for tag in (form.start, form.end))
+
+
+def form_of(template: str) -> Form | None:
+    """How a model writes calls, by its chat template."""
+    return next((form for form in FORMS if form.start in template and form.end in template), None)
+
+
+def new_id() -> str:
+    return f"call_{secrets.token_hex(12)}"
+
+
+# Reading
+
+
+class Calls:
+    """Tells calls from the text around them, as it comes.
+
+    The name is told when it is known, the arguments as they come where they follow it, as models are taught
+    to write; else all at once. What is no call after all is text. `full`: with `only_one`, that is complete.
+    """
+
+    def __init__(self, form: Form, only_one: bool = False, new_id: Callable[[], str] = new_id) -> None:
+        self.full = False
+        self.count = 0
+        self._form = form
+        self._only_one = only_one
+        self._new_id = new_id
+        self._held = ""  # what may be the beginning of a tag, and the space before it
+        self._behind = False  # a call, of which the white space is
+        self._call: _Call | None = None
+
+    def feed(self, text: str) -> tuple[list[CallPiece], str]:
+        """The pieces of calls, and the text around them."""
+        pieces: list[CallPiece] = []
+        said = ""
+        while text and not self.full:
+            if self._call is None:
+                before, text = self._outside(text)
+            else:
+                found, before, text = self._inside(self._call, text)
+                pieces += found
+            said += before
+        return pieces, said
+
+    def end(self) -> tuple[list[CallPiece], str]:
+        """What was held back, now that nothing follows."""
+        held, self._held = self._held, ""
+        call, self._call = self._call, None
+        if call is None:
+            return [], "" if self._behind and not held.strip() else held
+        return [], "" if call.told else held + self._form.start + call.text
+
+    def _outside(self, text: str) -> tuple[str, str]:
+        """The text that is certain, and what is left to be read within a call. White space around calls
+        belongs to the form."""
+        text = self._held + text
+        before, tag, after = text.partition(self._form.start)
+        if tag:
+            self._call = _Call(self._form, self.count)
+            certain = before.rstrip()
+        else:
+            certain = text[: _partial(text, self._form.start)].rstrip()
+        self._held = before[len(certain) :] if tag else text[len(certain) :]
+        if self._behind:
+            certain = certain.lstrip()
+            self._behind = not certain
+        return certain, after
+
+    def _inside(self, call: "_Call", text: str) -> tuple[list[CallPiece], str, str]:
+        """Pieces of the call, what turned out to be text, and what is left behind it."""
+        arguments, rest, complete = call.feed(text)
+        pieces = []
+        if call.name is not None and not call.told:
+            call.told = True
+            self._held = ""
+            pieces.append(CallPiece(call.index, self._new_id(), call.name))
+        if arguments:
+            pieces.append(CallPiece(call.index, arguments=arguments))
+        if not complete:
+            return pieces, "", ""
+        self._call = None
+        if not call.told:
+            said, self._held = self._held + self._form.start + call.text, ""
+            self._behind = False
+            return [], said, rest
+        self.count += 1
+        self._behind = True
+        self.full = self._only_one
+        return pieces, "", rest
+
+
+class _Call:
+    """One call, from behind its first tag to its last one."""
+
+    def __init__(self, form: Form, index: int) -> None:
+        self.index = index
+        self.name: str | None = None
+        self.told = False
+        self.text = ""  # so far; what has been told of it is left out
+        self._form = form
+        self._searched = 0
+        self._value: _Value | None = None
+        self._head = _head(form)
+
+    def feed(self, text: str) -> tuple[str, str, bool]:
+        """New text of the arguments, what follows the call, and whether it is complete."""
+        self.text += text
+        arguments = ""
+        if self._value is None and (head := self._head.match(self.text[:LONGEST_HEAD])):
+            self.name = json.loads(head[1])
+            self.text = self.text[head.end() :]
+            self._value = _Value()
+        if self._value is not None and not self._value.over:
+            length = self._value.feed(self.text)
+            arguments, self.text = self.text[:length], self.text[length:]
+            if not self._value.over:
+                return arguments, "", False
+        return self._close(arguments)
+
+    def _close(self, arguments: str) -> tuple[str, str, bool]:
+        place = self.text.find(self._form.end, max(0, self._searched - len(self._form.end)))
+        self._searched = len(self.text)
+        if place < 0:
+            return arguments, "", False
+        end = place + len(self._form.end)
+        rest, self.text = self.text[end:], self.text[:end]
+        if self.name is None:
+            arguments = self._whole(self.text[:place])
+        return arguments, rest, True
+
+    def _whole(self, text: str) -> str:
+        """The arguments of a call in another order; none where it is no call."""
+        try:
+            call = json.loads(text)
+            name, arguments = call[self._form.name], call.get(self._form.arguments, {})
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            return ""
+        if not isinstance(name, str):
+            return ""
+        self.name = name
+        return arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+
+
+LONGEST_HEAD = 4096  # characters up to the arguments
+
+
+def _head(form: Form) -> re.Pattern[str]:
+    """The beginning of a call up to its arguments, in the order in which models are taught to write it."""
+    name, arguments = re.escape(form.name), re.escape(form.arguments)
+    return re.compile(rf'\s*\{{\s*"{name}"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"{arguments}"\s*:\s*(?=\{{)')
+
+
+class _Value:
+    """Finds the end of a JSON object as it comes."""
+
+    def __init__(self) -> None:
+        self.over = False
+        self._depth = 0
+        self._in_string = False
+        self._escaped = False
+
+    def feed(self, text: str) -> int:
+        """How many characters of the text belong to it."""
+        place = 0
+        while place < len(text):
+            if self._escaped:
+                self._escaped = False
+                place += 1
+                continue
+            mark = (_IN_STRING if self._in_string else _OUTSIDE).search(text, place)
+            if mark is None:
+                return len(text)
+            place = mark.end()
+            self._meet(mark[0])
+            if self.over:
+                return place
+        return len(text)
+
+    def _meet(self, mark: str) -> None:
+        if mark == '"':
+            self._in_string = not self._in_string
+        elif mark == "\\":
+            self._escaped = True
+        else:
+            self._depth += 1 if mark in "{[" else -1
+            self.over = self._depth == 0
+
+
+_IN_STRING, _OUTSIDE = re.compile(r'["\\]'), re.compile(r'["{}\[\]]')
+
+
+def _partial(text: str, tag: str) -> int:
+    """Where `tag` may have begun at the end of the text, else the text's length."""
+    for start in range(max(0, len(text) - len(tag) + 1), len(text)):
+        if tag.startswith(text[start:]):
+            return start
+    return len(text)
+
+
+# Writing
+
+
+def grammar(
+    form: Form | None, tools: Sequence[Tool], only: str, parallel: bool, controls: Collection[str]
+) -> Format:
+    """What an answer has to be that calls: one of the tools or more, or `only` that one, with arguments as
+    its schema has them.
+
+    Raises UnsupportedModel where it is not known how the model writes calls, UsageError for a schema that
+    cannot be kept to.
+    """
+    if form is None:
+        raise UnsupportedModel(
+            "it is not known how this model writes calls, so it cannot be held to one",
+            hint="leave the choice to it: tool_choice auto",
+        )
+    chosen = [tool["function"] for tool in tools if only in ("", tool["function"]["name"])]
+    if not chosen:
+        raise UsageError(f"there is no tool {only[:64]!a}")
+    start, end = (tag if tag in controls else json.dumps(tag) for tag in (form.start, form.end))
+    again = ' ("\\n" call)*' if parallel else ""
+    rules = [
+        f"start: call{again}",
+        f'call: {start} "\\n" object "\\n" {end}',
+        "object: " + " | ".join(f"tool_{number}" for number in range(len(chosen))),
+    ]
+    for number, function in enumerate(chosen):
+        rules += _rules(form, number, function)
+    return Format("lark", "\n".join(rules))
+
+
+def _rules(form: Form, number: int, function: Mapping[str, Any]) -> list[str]:
+    from mdl.engine.schema import prepared
+
+    head = f'{{"{form.name}": {json.dumps(function["name"])}, "{form.arguments}": '
+    try:
+        schema = prepared(function.get("parameters") or {"type": "object"})
+    except UsageError as error:
+        raise UsageError(f"the tool {function['name']}: {error.message}", error.hint) from None
+    return [
+        f'tool_{number}: {json.dumps(head)} arguments_{number} "}}"',
+        f"arguments_{number}: %json {json.dumps(schema)}",
+    ]
