@@ -43,11 +43,19 @@ class Plan:
         _check("an answer has", (self.tokens,), 2, 1 << 16, "tokens")
         _check("it is repeated", (self.repeat,), 1, 100, "times")
 
-    def lengths(self, context: int) -> tuple[int, ...]:
-        """The prompts, in order. Raises UsageError where one that was asked for does not fit."""
+    def lengths(self, context: int, cells: int) -> tuple[int, ...]:
+        """The prompts, in order, for an engine with a context of so many tokens for one request, and cells
+        for all. Raises UsageError where what was asked for does not fit."""
         room = context - self.tokens
+        most = cells // (OPENING + self.tokens)
+        if room < OPENING or most < max(self.streams):
+            raise UsageError(
+                f"{max(self.streams)} answers of {self.tokens:,} tokens do not fit into a context of {context:,}"
+                f" and {cells:,} for all",
+                hint="give it a larger context (--ctx), or ask for less (--streams, --tokens)",
+            )
         if self.prompts is None:
-            longest = max(1, min(LONGEST, room))
+            longest = min(LONGEST, room)
             return (*(length for length in PROMPTS if length < longest), longest)
         if max(self.prompts) > room:
             raise UsageError(
@@ -114,7 +122,7 @@ def run(engine: Engine, plan: Plan, watch: Watch) -> Report:
     start = perf_counter() - begin
     if loaded.task != "generate":
         raise UsageError("this model was not made for answers", hint="measure one that is for text or chat")
-    lengths = plan.lengths(loaded.context)
+    lengths = plan.lengths(loaded.context, loaded.cells)
     bench = Bench(engine, plan, loaded.vocabulary)
     bench.answer(OPENING, min(plan.tokens, 8))  # the first one pays for what is done once
     prompts = tuple(bench.prompt(length) for length in _told(lengths, watch, "a prompt of {:,} tokens"))
