@@ -231,7 +231,9 @@ class Worker:
         self.pipes.send(id=request, result=self.render(request, wire.unpack(Chat, asked)).text)
 
     def prompt(self, request: int, asked: Any) -> None:
-        prompt = self.render(request, wire.unpack(Chat, asked))
+        chat = wire.unpack(Chat, asked)
+        self.check_length(self.runner.fewest_tokens(_characters(chat)), "at least ")
+        prompt = self.render(request, chat)
         self.pipes.send(id=request, result=self.runner.tokenize(prompt.pieces))
 
     def tokenize(self, request: int, asked: Any) -> None:

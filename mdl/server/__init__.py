@@ -12,11 +12,12 @@ from starlette.types import Receive, Scope, Send
 
 from mdl import __version__
 from mdl.errors import MdlError
-from mdl.server import chat, completions, failure, openai
+from mdl.server import chat, completions, failure, openai, tokens
 from mdl.server.failure import Ascii
 from mdl.server.generation import Generation
 from mdl.server.guard import Guard, Journal
 from mdl.server.options import ServeOptions
+from mdl.server.question import Question
 from mdl.server.service import Service
 
 
@@ -31,6 +32,8 @@ def app(service: Service, options: ServeOptions) -> Starlette:
             Route("/v1/models/{name:path}", OneModel(service), methods=["GET"]),
             Route("/v1/chat/completions", Generation(service, chat.asked), methods=["POST"]),
             Route("/v1/completions", Generation(service, completions.asked), methods=["POST"]),
+            Route("/tokenize", Question(service, tokens.tokenize), methods=["POST"]),
+            Route("/detokenize", Question(service, tokens.detokenize), methods=["POST"]),
         ],
         middleware=[Middleware(Journal), Middleware(Guard, options=options)],
         exception_handlers={

@@ -103,8 +103,4 @@ def _prompts(fields: Fields) -> list[str | tuple[int, ...]]:
 
 def _is_tokens(value: Any) -> bool:
     """True for numbers in an array. Whether the model has such tokens is for it to say."""
-    return isinstance(value, list) and bool(value) and all(_is_token(token) for token in value)
-
-
-def _is_token(value: Any) -> bool:
-    return type(value) is int and 0 <= value < openai.LARGEST
+    return isinstance(value, list) and bool(value) and all(openai.is_token(token) for token in value)

@@ -56,6 +56,11 @@ def include_usage(fields: Fields, stream: bool) -> bool:
     return include
 
 
+def is_token(value: Any) -> bool:
+    """Whether it can be one. Whether a model has it is for that to say."""
+    return type(value) is int and 0 <= value <= LARGEST
+
+
 # How the next token is chosen
 
 

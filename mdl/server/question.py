@@ -1,0 +1,79 @@
+"""A request that has one result, from its body to the answer: the endpoint of what is no generation of text.
+Knows no fields and no JSON.
+"""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.types import Receive, Scope, Send
+
+from mdl import engine
+from mdl.errors import MdlError
+from mdl.profiles import Profile
+from mdl.server.body import read
+from mdl.server.failure import Ascii
+from mdl.server.service import Service
+from mdl.server.stream import while_connected
+
+
+class Asked(Protocol):
+    """What is read from a body. `model` None: it did not say. `keep_alive` is how many seconds the model
+    stays when nobody asks for it any more; None: as ever."""
+
+    @property
+    def model(self) -> str | None: ...
+
+    @property
+    def keep_alive(self) -> float | None: ...
+
+    def question(self, profile: Profile) -> tuple[str, engine.Asked]:
+        """What an engine is asked, as Engine.post takes it."""
+
+    def answer(self, name: str, result: Any) -> dict[str, Any]:
+        """The answer, of what the engine said; `name` is what the model is called by."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """`understand` raises Refused, which names the field, for a body that it cannot take."""
+
+    service: Service
+    understand: Callable[[Any], Asked]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self.service.room.place() as place:
+            try:
+                asked = self.understand(await read(Request(scope, receive), place))
+            except ClientDisconnect:
+                return
+            name = self.service.names.default(asked.model)
+            async with while_connected(receive):
+                result = await self._result(name, asked)
+                await Ascii(asked.answer(name, result))(scope, receive, send)
+
+    async def _result(self, name: str, asked: Asked) -> Any:
+        model = await self.service.names.find(name)
+        async with self.service.pool.borrow(model) as lent:
+            return await result(lent.engine, *asked.question(lent.profile))
+
+
+async def result(asked: engine.Engine, what: str, question: engine.Asked) -> Any:
+    """Of an engine that posts to this loop. Raises what it says; when cancelled, so is the question."""
+    answered: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+
+    def deliver(result: Any) -> None:
+        if answered.done():
+            return  # given up a moment ago
+        if isinstance(result, MdlError):
+            answered.set_exception(result)
+        else:
+            answered.set_result(result)
+
+    cancel = asked.post(what, question, deliver)
+    try:
+        return await answered
+    finally:
+        cancel()
