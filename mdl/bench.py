@@ -50,8 +50,8 @@ class Plan:
         most = cells // (OPENING + self.tokens)
         if room < OPENING or most < max(self.streams):
             raise UsageError(
-                f"{max(self.streams)} answers of {self.tokens:,} tokens do not fit into a context of {context:,}"
-                f" and {cells:,} for all",
+                f"{max(self.streams)} answers of {self.tokens:,} tokens do not fit into a context of "
+                f"{context:,} tokens, and {cells:,} for all",
                 hint="give it a larger context (--ctx), or ask for less (--streams, --tokens)",
             )
         if self.prompts is None:
