@@ -47,6 +47,8 @@ class Checker:
         with self._lock:
             if self._idle:
                 self._idle.cancel()
+            if self._process and self._process.poll() is not None:
+                self._end()
             process = self._process = self._process or self._start()
             wrong = self._ask(process, _line([format.kind, format.text]))
             self._idle = threading.Timer(IDLE_SECONDS, self.close)

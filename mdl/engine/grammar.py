@@ -110,10 +110,6 @@ class Constraint:
         floats = numpy.ctypeslib.as_array((ctypes.c_float * self._size).from_address(logits))
         numpy.copyto(floats, -numpy.inf, where=forbidden)
 
-    def allows(self, token: int) -> bool:
-        """Whether a token may follow: far cheaper than a mask."""
-        return bool(self._matcher.validate_tokens([token]))
-
     def accept(self, token: int) -> None:
         """It follows. Raises EngineError for one that may not."""
         if not self._matcher.consume_token(token):

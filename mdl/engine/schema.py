@@ -33,7 +33,7 @@ _DIALECTS = tuple(
     for draft in ("draft-04", "draft-06", "draft-07", "draft/2019-09", "draft/2020-12")
 )
 _EXACT = 2**53  # as a float: whole numbers beyond it are not told apart
-_LAST = (2**63 - 1, 2**64 - 1)  # schemas that are made from types have these; they end as they should
+_LARGEST = 2**63 - 1024  # the last one below 2**63, where llguidance ends
 
 
 def prepared(schema: object) -> dict[str, Any]:
@@ -43,14 +43,18 @@ def prepared(schema: object) -> dict[str, Any]:
     )
 
 
-def parsed(text: str) -> object:
+def parsed(text: str) -> Any:
     """Of JSON text. Raises UsageError."""
     try:
-        return json.loads(text, parse_constant=_no_number)
+        schema = json.loads(text, parse_constant=_no_number)
+        json.dumps(schema, ensure_ascii=False).encode()
     except RecursionError:
         raise UsageError("the JSON schema is nested too deeply") from None
+    except UnicodeEncodeError:
+        raise UsageError("the JSON schema holds half of a character") from None
     except ValueError as error:
         raise UsageError(f"the JSON schema is no JSON: {error}") from None
+    return schema
 
 
 def _no_number(name: str) -> None:
@@ -79,7 +83,7 @@ def _object(schema: Mapping[str, Any], place: str) -> dict[str, Any]:
 
 def _distinct(schema: Mapping[str, Any], place: str) -> None:
     """Names that are not told may come twice; only one of them, besides those that are required, is sure."""
-    least, required = schema.get("minProperties", 0), schema.get("required", ())
+    least, required = schema.get("minProperties", 0), schema.get("required", [])
     if isinstance(least, int) and isinstance(required, list) and least > len(set(map(str, required))) + 1:
         raise _wrong(place, f"minProperties of {least} is not supported: name what is required")
 
@@ -151,14 +155,25 @@ def _required(value: object, place: str) -> object:
     return value
 
 
-def _bound(value: object, place: str) -> object:
-    if isinstance(value, int) and not _told_apart(value):
+def _count(value: object, place: str) -> object:
+    if isinstance(value, int) and value > _EXACT:
         raise _wrong(place, f"{value!r:.40} is too large a number")
     return value
 
 
-def _told_apart(number: int) -> bool:
-    return number in _LAST or (abs(number) < _LAST[1] and float(number) == number)
+def _least(value: object, place: str) -> object:
+    return _told_apart(max(value, -_LARGEST) if isinstance(value, int) else value, place)
+
+
+def _most(value: object, place: str) -> object:
+    return _told_apart(min(value, _LARGEST) if isinstance(value, int) else value, place)
+
+
+def _told_apart(value: object, place: str) -> object:
+    """From the whole numbers beside it."""
+    if isinstance(value, int) and (abs(value) > _LARGEST or float(value) != value):
+        raise _wrong(place, f"{value!r:.40} is too large a number")
+    return value
 
 
 def _constant(value: object, place: str) -> object:
@@ -203,20 +218,20 @@ _KEYWORDS: dict[str, Callable[[Any, str], object]] = {
     "patternProperties": _patterned,
     "additionalProperties": _schema,
     "required": _required,
-    "minProperties": _bound,
-    "maxProperties": _bound,
+    "minProperties": _count,
+    "maxProperties": _count,
     "prefixItems": _list,
     "items": _items,
     "additionalItems": _schema,
-    "minItems": _bound,
-    "maxItems": _bound,
+    "minItems": _count,
+    "maxItems": _count,
     "pattern": _pattern,
     "format": _format,
-    "minLength": _bound,
-    "maxLength": _bound,
-    "minimum": _bound,
-    "maximum": _bound,
-    "exclusiveMinimum": _bound,
-    "exclusiveMaximum": _bound,
-    "multipleOf": _bound,
+    "minLength": _count,
+    "maxLength": _count,
+    "minimum": _least,
+    "maximum": _most,
+    "exclusiveMinimum": _least,
+    "exclusiveMaximum": _most,
+    "multipleOf": _count,
 }
