@@ -19,6 +19,7 @@ from mdl.server.fields import Fields
 
 MOST_STOPS = 64
 MOST_BREAKERS = 64
+LONGEST_BREAKER = 64
 MOST_ANSWERS = 16
 MOST_TOKENS = LARGEST = 2**31 - 1
 SEEDS = 2**64
@@ -64,43 +65,45 @@ def is_token(value: Any) -> bool:
 # How the next token is chosen
 
 
+NUMBERS = {
+    "temperature": (0.0, 2.0),
+    "top_p": (0.0, 1.0),
+    "min_p": (0.0, 1.0),
+    "top_n_sigma": (0.0, 100.0),
+    "xtc_probability": (0.0, 1.0),
+    "xtc_threshold": (0.0, 1.0),
+    "mirostat_tau": (0.0, 100.0),
+    "mirostat_eta": (0.0, 1.0),
+    "frequency_penalty": (-2.0, 2.0),
+    "presence_penalty": (-2.0, 2.0),
+    "repeat_penalty": (0.01, 100.0),
+    "dry_multiplier": (0.0, 100.0),
+    "dry_base": (1.0, 100.0),
+}
+INTEGERS = {
+    "top_k": (0, LARGEST),
+    "mirostat": (0, 2),
+    "seed": (-(2**63), SEEDS - 1),
+    "repeat_last_n": (-1, LARGEST),
+    "dry_allowed_length": (1, LARGEST),
+    "dry_penalty_last_n": (-1, LARGEST),
+}
+
+
 def sampling(fields: Fields, fewest: int = 1) -> dict[str, Any]:
     """What a request says of Sampling, by the names there. What it leaves open is not in it. `fewest` tokens
     can be asked for."""
     values: dict[str, Any] = {
-        "temperature": fields.number("temperature", 0, 2),
-        "top_p": fields.number("top_p", 0, 1),
-        "top_k": fields.integer("top_k", 0, LARGEST),
-        "min_p": fields.number("min_p", 0, 1),
+        **{name: fields.number(name, low, high) for name, (low, high) in NUMBERS.items()},
+        **{name: fields.integer(name, low, high) for name, (low, high) in INTEGERS.items()},
         "typical_p": _typical(fields),
-        "top_n_sigma": fields.number("top_n_sigma", 0, 100),
-        "xtc_probability": fields.number("xtc_probability", 0, 1),
-        "xtc_threshold": fields.number("xtc_threshold", 0, 1),
-        "mirostat": fields.integer("mirostat", 0, 2),
-        "mirostat_tau": fields.number("mirostat_tau", 0, 100),
-        "mirostat_eta": fields.number("mirostat_eta", 0, 1),
-        "seed": fields.integer("seed", -(2**63), SEEDS - 1),
         "stop": _strings(fields, "stop", MOST_STOPS),
+        "dry_sequence_breakers": _strings(fields, "dry_sequence_breakers", MOST_BREAKERS, LONGEST_BREAKER),
         "logit_bias": _biases(fields),
         "ignore_eos": fields.flag("ignore_eos"),
         "max_tokens": _most_tokens(fields, fewest),
-        **_penalties(fields),
     }
     return {name: value for name, value in values.items() if value is not None}
-
-
-def _penalties(fields: Fields) -> dict[str, Any]:
-    return {
-        "frequency_penalty": fields.number("frequency_penalty", -2, 2),
-        "presence_penalty": fields.number("presence_penalty", -2, 2),
-        "repeat_penalty": fields.number("repeat_penalty", 0.01, 100),
-        "repeat_last_n": fields.integer("repeat_last_n", -1, LARGEST),
-        "dry_multiplier": fields.number("dry_multiplier", 0, 100),
-        "dry_base": fields.number("dry_base", 1, 100),
-        "dry_allowed_length": fields.integer("dry_allowed_length", 1, LARGEST),
-        "dry_penalty_last_n": fields.integer("dry_penalty_last_n", -1, LARGEST),
-        "dry_sequence_breakers": _strings(fields, "dry_sequence_breakers", MOST_BREAKERS, longest=64),
-    }
 
 
 def _most_tokens(fields: Fields, fewest: int) -> int | None:
