@@ -59,6 +59,7 @@ class Calls:
         self._only_one = only_one
         self._new_id = new_id
         self._held = ""  # what may be the beginning of a tag, and the space before it
+        self._said = False
         self._behind = False  # a call, of which the white space is
         self._call: _Call | None = None
 
@@ -94,9 +95,10 @@ class Calls:
         else:
             certain = text[: _partial(text, self._form.start)].rstrip()
         self._held = before[len(certain) :] if tag else text[len(certain) :]
-        if self._behind:
+        if self.count and not self._said:
             certain = certain.lstrip()
-            self._behind = not certain
+        self._said |= bool(certain)
+        self._behind &= not certain
         return certain, after
 
     def _inside(self, call: "_Call", text: str) -> tuple[list[CallPiece], str, str]:
@@ -114,7 +116,7 @@ class Calls:
         self._call = None
         if not call.told:
             said, self._held = self._held + self._form.start + call.text, ""
-            self._behind = False
+            self._said, self._behind = True, False
             return [], said, rest
         self.count += 1
         self._behind = True
@@ -141,7 +143,7 @@ class _Call:
         arguments = ""
         if self._value is None and (head := self._head.match(self.text[:LONGEST_HEAD])):
             self.name = json.loads(head[1])
-            self.text = self.text[head.end() :]
+            self.text, self._searched = self.text[head.end() :], 0
             self._value = _Value()
         if self._value is not None and not self._value.over:
             length = self._value.feed(self.text)
