@@ -133,7 +133,7 @@ class Events:
         self._sink = send
         self._dialect = dialect
         self._limits = limits
-        self._begun = False
+        self._begun = self._ended = False
         self._sending = asyncio.Lock()
         self._time = asyncio.get_running_loop().time
         self._sent = self._time()
@@ -166,6 +166,9 @@ class Events:
 
     async def _send(self, body: str, more: bool = True) -> None:
         async with self._sending:
+            if self._ended:
+                return
+            self._ended = not more
             if not self._begun:
                 await self._sink({"type": "http.response.start", "status": 200, "headers": _HEADERS})
                 self._begun = True
