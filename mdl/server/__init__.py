@@ -16,6 +16,7 @@ from mdl.server import chat, completions, failure, openai, tokens
 from mdl.server.failure import Ascii
 from mdl.server.generation import Generation
 from mdl.server.guard import Guard, Journal
+from mdl.server.openapi import Document
 from mdl.server.options import ServeOptions
 from mdl.server.question import Question
 from mdl.server.service import Service
@@ -27,7 +28,8 @@ def app(service: Service, options: ServeOptions) -> Starlette:
         routes=[
             Route("/", _hello),
             Route("/healthz", _alive),
-            Route("/readyz", Ready(service)),
+            Route("/readyz", Ready(service), methods=["GET"]),
+            Route("/openapi.json", Document(options), methods=["GET"]),
             Route("/v1/models", Models(service), methods=["GET"]),
             Route("/v1/models/{name:path}", OneModel(service), methods=["GET"]),
             Route("/v1/chat/completions", Generation(service, chat.asked), methods=["POST"]),

@@ -13,6 +13,7 @@ from mdl.server.openai import Harmless
 from mdl.server.tools import tools
 
 EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
+MOST_LOGPROBS = 20
 
 HARMLESS: Harmless = {
     "store": (bool, (False,), "nothing is ever stored"),
@@ -77,7 +78,7 @@ def asked(body: Any) -> Asked:
 
 def _logprobs(fields: Fields) -> dict[str, int]:
     wanted = fields.flag("logprobs") or False
-    top = fields.integer("top_logprobs", 0, 20) or 0
+    top = fields.integer("top_logprobs", 0, MOST_LOGPROBS) or 0
     if top and not wanted:
         fields.fail("top_logprobs", "goes only with logprobs: true")
     return {"logprobs": top} if wanted else {}

@@ -1,0 +1,124 @@
+"""The OpenAPI document of the server: each route with what it takes and answers. Knows no fields: those are
+in `schemas`.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from starlette.types import Receive, Scope, Send
+
+from mdl import __version__
+from mdl.server import schemas
+from mdl.server.failure import Ascii
+from mdl.server.options import ServeOptions
+from mdl.server.schemas import Schema
+
+_ERRORS = {
+    "400": "The request is wrong; `param` names the field.",
+    "401": "The API key is missing or wrong.",
+    "403": "Asked by a name that this server does not have, or by the page of another site.",
+    "404": "There is no such model on this machine.",
+    "408": "The body took too long.",
+    "413": "The body is too large.",
+    "422": "The model cannot do this.",
+    "500": "The model could not be loaded, or died over this request.",
+    "503": "Too many requests, or no memory for the model now; `Retry-After` says when to ask again.",
+}
+_ALWAYS = ("401", "403")
+_OF_MODELS = (*_ALWAYS, "400", "404")
+_OF_ANSWERS = tuple(_ERRORS)
+
+
+def _answer(schema: Schema, media: str = "application/json") -> dict[str, Any]:
+    return {"description": "The answer.", "content": {media: {"schema": schema}}}
+
+
+def _operation(name: str, about: str, answer: dict[str, Any], errors: tuple[str, ...]) -> dict[str, Any]:
+    refused = {status: {"$ref": f"#/components/responses/{status}"} for status in sorted(errors)}
+    return {"operationId": name, "summary": about, "responses": {"200": answer, **refused}}
+
+
+def _get(name: str, about: str, schema: Schema, errors: tuple[str, ...] = _ALWAYS) -> dict[str, Any]:
+    return {"get": _operation(name, about, _answer(schema), errors)}
+
+
+def _post(name: str, about: str, request: str, answer: str, streams: bool = False) -> dict[str, Any]:
+    operation = _operation(name, about, _answer(schemas.ref(answer)), _OF_ANSWERS)
+    body = {"required": True, "content": {"application/json": {"schema": schemas.ref(request)}}}
+    if streams:
+        operation["responses"]["200"]["content"]["text/event-stream"] = {"schema": schemas.text()}
+    return {"post": {**operation, "requestBody": body}}
+
+
+def _hello() -> dict[str, Any]:
+    answer = _answer(schemas.text(), "text/plain")
+    return {"get": _operation("hello", "What this is.", answer, _ALWAYS)}
+
+
+def _alive() -> dict[str, Any]:
+    """To be asked without a key."""
+    operation = _operation("alive", "Whether the server lives.", _answer(schemas.ref("Status")), ("403",))
+    return {"get": {**operation, "security": []}}
+
+
+def _ready() -> dict[str, Any]:
+    found = _get("ready", "Whether what was to be loaded at the start is.", schemas.ref("Status"))
+    found["get"]["responses"]["503"] = _answer(schemas.ref("Status"))
+    return found
+
+
+def _model() -> dict[str, Any]:
+    found = _get("model", "A model that can be asked.", schemas.ref("Model"), _OF_MODELS)
+    name = {"name": "name", "in": "path", "required": True, "schema": schemas.text(minLength=1)}
+    return {**found, "parameters": [name]}
+
+
+PATHS = {
+    "/": _hello(),
+    "/healthz": _alive(),
+    "/readyz": _ready(),
+    "/openapi.json": _get("document", "This document.", {"type": "object"}),
+    "/v1/models": _get("models", "The models that can be asked.", schemas.ref("Models")),
+    "/v1/models/{name}": _model(),
+    "/v1/chat/completions": _post(
+        "chat", "Answers a conversation.", "ChatRequest", "ChatCompletion", streams=True
+    ),
+    "/v1/completions": _post(
+        "complete", "Goes on with texts.", "CompletionRequest", "Completion", streams=True
+    ),
+    "/tokenize": _post("tokenize", "The tokens of a text or of a conversation.", "TokenizeRequest", "Tokens"),
+    "/detokenize": _post("detokenize", "The text of tokens.", "DetokenizeRequest", "Text"),
+}
+
+
+@cache
+def document(key: bool) -> dict[str, Any]:
+    """Of OpenAPI 3.1; `key` says whether one is asked for."""
+    error = _answer(schemas.ref("Error"))
+    components = {
+        "schemas": {**schemas.REQUESTS, **schemas.ANSWERS},
+        "responses": {status: {**error, "description": about} for status, about in _ERRORS.items()},
+        "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+    }
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "mdl", "version": __version__, "description": _ABOUT},
+        "paths": PATHS,
+        "components": components,
+        "security": [{"key": []}] if key else [],
+    }
+
+
+_ABOUT = (
+    "Open language models on this machine, by OpenAI's API and what llama.cpp's server has beyond it. A "
+    "field that is not here is refused by its name; null is the same as absent."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    options: ServeOptions
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await Ascii(document(bool(self.options.api_key)))(scope, receive, send)
