@@ -67,6 +67,27 @@ def refused(**fields: Any) -> str:
     return str(getattr(caught.value, "param", None))
 
 
+def function(name: str, **more: Any) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name, **more}}
+
+
+WEATHER = function(
+    "get_weather",
+    description="The weather in a city",
+    parameters={"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+)
+ADD = function(
+    "add",
+    description="Add two numbers",
+    parameters={
+        "type": "object",
+        "properties": {"a": {"type": "integer"}, "b": {"type": "integer"}},
+        "required": ["a", "b"],
+    },
+)
+IN_PARIS = [{"role": "user", "content": "What is the weather in Paris?"}]
+
+
 # Shapes
 
 
@@ -86,6 +107,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "cut": {"max_completion_tokens": 2},
     "logprobs": {"logprobs": True, "top_logprobs": 3},
     "reasoning": {"reasoning_effort": "high", "logprobs": True},
+    "calls": {"messages": IN_PARIS, "tools": [WEATHER], "n": 2},
 }
 
 
@@ -133,7 +155,12 @@ def test_a_streamed_answer_says_what_the_whole_one_says(server: Server, fields: 
     for choice in whole["choices"]:
         own = [chunk for chunk in chunks if chunk["index"] == choice["index"]]
         for name in ("content", "reasoning_content"):
-            assert "".join(chunk["delta"].get(name, "") for chunk in own) == choice["message"].get(name, "")
+            said = "".join(chunk["delta"].get(name, "") for chunk in own)
+            assert said == (choice["message"].get(name) or "")
+        calls = [call for chunk in own for call in chunk["delta"].get("tool_calls", ())]
+        whole_calls = choice["message"].get("tool_calls", ())
+        arguments = "".join(call["function"]["arguments"] for call in calls)
+        assert arguments == "".join(call["function"]["arguments"] for call in whole_calls)
         assert own[-1]["finish_reason"] == choice["finish_reason"]
         told = [entry["token"] for chunk in own for entry in (chunk["logprobs"] or {}).get("content", [])]
         assert told == [entry["token"] for entry in (choice["logprobs"] or {}).get("content", [])]
@@ -357,10 +384,6 @@ def test_a_schema_that_cannot_be_kept_to_is_refused(server: Server, stream: bool
 # Tools
 
 
-def function(name: str, **more: Any) -> dict[str, Any]:
-    return {"type": "function", "function": {"name": name, **more}}
-
-
 def named(*names: str, mode: str = "auto") -> dict[str, Any]:
     """A choice of several tools."""
     return {
@@ -403,7 +426,103 @@ def test_calls_are_parallel_unless_the_request_says_otherwise() -> None:
     assert not asked(tools=tools, parallel_tool_calls=False).chat.parallel_calls
 
 
+def test_the_client_calls_a_tool_and_tells_the_model_what_it_said(client: openai.OpenAI) -> None:
+    messages: list[Any] = [*IN_PARIS]
+    answer = client.chat.completions.create(
+        model="demo", messages=messages, tools=[WEATHER], temperature=0
+    ).choices[0]
+    assert (answer.finish_reason, answer.message.content) == ("tool_calls", None)
+    assert answer.message.tool_calls is not None
+    (call,) = answer.message.tool_calls
+    assert (call.type, call.function.name) == ("function", "get_weather")
+    assert json.loads(call.function.arguments) == {"city": "Paris"}
+    messages += [answer.message, {"role": "tool", "tool_call_id": call.id, "content": '{"weather": "sunny"}'}]
+    told = client.chat.completions.create(model="demo", messages=messages, tools=[WEATHER], temperature=0)
+    assert "unny" in (told.choices[0].message.content or "")
+
+
+def test_a_streamed_call_has_its_name_first_and_then_its_arguments(server: Server) -> None:
+    chunks = [chunk["choices"][0] for chunk in events(server, messages=IN_PARIS, tools=[WEATHER])]
+    pieces = [piece for chunk in chunks for piece in chunk["delta"].get("tool_calls", ())]
+    first, *rest = pieces
+    assert (first["index"], first["type"], first["function"]["name"]) == (0, "function", "get_weather")
+    assert first["id"]
+    assert all(
+        set(piece) == {"index", "function"} and set(piece["function"]) == {"arguments"} for piece in rest
+    )
+    assert json.loads("".join(piece["function"]["arguments"] for piece in pieces)) == {"city": "Paris"}
+    assert "".join(chunk["delta"].get("content") or "" for chunk in chunks) == ""
+    assert chunks[-1]["finish_reason"] == "tool_calls"
+
+
+class Weather(BaseModel):
+    """What is asked of a tool, as the client has it."""
+
+    city: str
+
+
+def test_the_clients_helpers_read_the_arguments_of_calls(client: openai.OpenAI) -> None:
+    tool = openai.pydantic_function_tool(Weather, name="get_weather", description="The weather in a city")
+    messages: list[Any] = [*IN_PARIS]
+    parsed = client.chat.completions.parse(model="demo", messages=messages, tools=[tool], temperature=0)
+    with client.chat.completions.stream(
+        model="demo", messages=messages, tools=[tool], temperature=0
+    ) as stream:
+        kinds = {event.type for event in stream}
+        streamed = stream.get_final_completion()
+    assert {"tool_calls.function.arguments.delta", "tool_calls.function.arguments.done"} <= kinds
+    for completion in (parsed, streamed):
+        calls = completion.choices[0].message.tool_calls
+        assert calls is not None
+        assert [call.function.parsed_arguments for call in calls] == [Weather(city="Paris")]
+        assert completion.choices[0].finish_reason == "tool_calls"
+    messages += [
+        streamed.choices[0].message,
+        {"role": "tool", "tool_call_id": calls[0].id, "content": '{"weather": "sunny"}'},
+    ]
+    told = client.chat.completions.create(model="demo", messages=messages, tools=[tool], temperature=0)
+    assert "unny" in (told.choices[0].message.content or "")
+
+
+@pytest.mark.parametrize(
+    ("choice", "names"),
+    [
+        ("required", {"get_weather", "add"}),
+        (function("add"), {"add"}),
+        (named("add", mode="required"), {"add"}),
+    ],
+)
+def test_a_call_that_is_required_is_one_whatever_the_question(
+    client: openai.OpenAI, choice: Any, names: set[str]
+) -> None:
+    with client.chat.completions.stream(
+        model="demo", messages=STORY, tools=[WEATHER, ADD], tool_choice=choice, temperature=0
+    ) as stream:
+        answer = stream.get_final_completion().choices[0]
+    assert answer.finish_reason == "tool_calls"
+    for call in answer.message.tool_calls or ():
+        assert call.function.name in names
+        arguments = json.loads(call.function.arguments)
+        assert set(arguments) == ({"city"} if call.function.name == "get_weather" else {"a", "b"})
+
+
+def test_there_is_one_call_at_most_where_no_more_are_wanted(server: Server) -> None:
+    question = [{"role": "user", "content": "What is the weather in Paris and in Rome?"}]
+    fields: dict[str, Any] = {"tools": [WEATHER], "tool_choice": "required", "parallel_tool_calls": False}
+    _, answer = server.chat(question, **fields)
+    assert len(answer["choices"][0]["message"]["tool_calls"]) == 1
+
+
 # The beginning of an answer
+
+
+@pytest.mark.parametrize("begun", ["The capital", "The capital of France is", "In France, the capital is"])
+def test_an_answer_goes_on_from_its_beginning(server: Server, begun: str) -> None:
+    messages = [*FRANCE, {"role": "assistant", "content": begun}]
+    said = text(server.chat(messages)[1])
+    assert said.startswith(" ") and said.endswith("Paris.")
+    chunks = [chunk["choices"][0]["delta"] for chunk in events(server, messages=messages)]
+    assert "".join(delta.get("content", "") for delta in chunks) == said
 
 
 def test_a_last_message_of_the_assistant_is_gone_on_with() -> None:

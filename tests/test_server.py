@@ -224,12 +224,6 @@ def test_no_reasoning_comes_where_none_is_wanted(server: Server) -> None:
     assert "reasoning_content" not in server.chat(reasoning_effort="none")[1]["choices"][0]["message"]
 
 
-def test_tools_reach_the_model_and_its_calls_come_as_text(server: Server) -> None:
-    question = [{"role": "user", "content": "What is the weather in Paris?"}]
-    call = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Paris"}}\n</tool_call>'
-    assert text(server.chat(question, tools=[WEATHER])[1]) == call
-
-
 def test_tools_that_may_not_be_called_are_not_shown(server: Server) -> None:
     requests: list[dict[str, Any]] = [{}, {"tools": [WEATHER], "tool_choice": "none"}, {"tools": [WEATHER]}]
     sizes = [server.chat(**fields)[1]["usage"]["prompt_tokens"] for fields in requests]
