@@ -13,6 +13,7 @@ from time import perf_counter
 from typing import Any
 
 from mdl.engine.checking import Checker
+from mdl.engine.gbnf import to_lark
 from mdl.engine.pattern import translated
 from mdl.engine.request import Format
 from mdl.engine.schema import parsed, prepared
@@ -194,7 +195,7 @@ def source(format: Format) -> str:
         return _grammar(lark_grammar=format.text)
     if format.kind == "regex":
         return _grammar(lark_grammar=f"start: /{translated(format.text)}/")
-    raise UsageError("a grammar in GBNF is not supported yet")
+    return _grammar(lark_grammar=to_lark(format.text))
 
 
 def _grammar(**grammar: object) -> str:

@@ -83,7 +83,7 @@ def _write(kind: str, text: str) -> str:
         return _ANY
     if kind == "open":
         return "(?:"
-    return _literal(ord(text)) if kind == "character" else text
+    return literal(ord(text)) if kind == "character" else text
 
 
 def _class(text: str) -> str:
@@ -117,21 +117,22 @@ def _escape(text: str) -> str:
     """One character, or `\\p{...}`."""
     name = text[1:]
     if text[0] != "\\":
-        return _literal(ord(text))
+        return literal(ord(text))
     if name in _CONTROLS:
-        return _literal(_CONTROLS[name])
+        return literal(_CONTROLS[name])
     if name[0] in "ux" and len(name) > 1:
-        return _literal(int(name[1:].strip("{}"), 16))
+        return literal(int(name[1:].strip("{}"), 16))
     if name[0] == "c" and len(name) > 1:
-        return _literal(ord(name[1]) % 32)
+        return literal(ord(name[1]) % 32)
     if name[0] in "pP" and len(name) > 1:
         return text
     if name.isalnum():
         raise UsageError(f"{text} is not supported")
-    return _literal(ord(name))
+    return literal(ord(name))
 
 
-def _literal(code: int) -> str:
+def literal(code: int) -> str:
+    """One character, by its code point."""
     if 0xD800 <= code < 0xE000 or code > 0x10FFFF:
         raise UsageError(f"{code:x} is no character")
     return chr(code) if code < 128 and chr(code).isalnum() else f"\\x{{{code:x}}}"
