@@ -1,10 +1,9 @@
 """What a model is, for `mdl inspect`: header, files, template, licence, versions. Knows no terminal."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from mdl import documents, fitting, gguf, machine, profiles, safetensors
+from mdl import documents, fitting, gguf, machine, placement, profiles, safetensors
 from mdl.errors import NotFound, UnsupportedModel
 from mdl.header import Tensor
 from mdl.library import Library
@@ -47,10 +46,8 @@ def _fit(weights: Weights, here: Machine, context: int | None, most: int) -> "Fi
     """How a model lies in this machine's memory; None for what llama.cpp does not load."""
     if weights.format != "gguf" or weights.kind != "model":
         return None
-    first, *others = [gguf.read(path) for path in weights.files]
-    header = replace(first, tensors=first.tensors + tuple(t for part in others for t in part.tensors))
     try:
-        return fitting.fit_one(header, here, context, most)
+        return fitting.fit_one(placement.read(weights.files), here, context, most)
     except UnsupportedModel:  # a header that says too little
         return None
 

@@ -8,8 +8,9 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,6 +51,12 @@ def look() -> Machine:
     """This machine, as it was when it was first asked for. Never raises."""
     total, available = _memory()
     return Machine(total, min(total, available), _usable_gpus() or _other_gpus(), _cores())
+
+
+def now(gpus: Iterable[Mapping[str, Any]] = ()) -> Machine:
+    """This machine at this moment, with the GPUs that an engine tells of. Never raises."""
+    total, available = _memory()
+    return Machine(total, min(total, available), _gpus(gpus), _cores())
 
 
 def _cores() -> int:
@@ -185,14 +192,18 @@ def _usable_gpus() -> tuple[Gpu, ...]:
     paths = [str(Path(entry).absolute()) for entry in [*sys.path, str(Path(__file__).parents[1])]]
     try:
         said = _output([sys.executable, "-P", "-S", "-c", _ASK, *paths], LLAMA_SECONDS)
-        found = json.loads(said.splitlines()[-1])
-        return tuple(
-            Gpu(_name(gpu["name"]), int(gpu["total"]), int(gpu["free"]), True, bool(gpu["shared"]))
-            for gpu in found[:MOST_GPUS]
-            if gpu["total"] > 0
-        )
+        return _gpus(json.loads(said.splitlines()[-1]))
     except (OSError, ValueError, TypeError, LookupError, subprocess.SubprocessError):
         return ()
+
+
+def _gpus(found: Iterable[Mapping[str, Any]]) -> tuple[Gpu, ...]:
+    """As `engine.llama.gpus` tells them. Raises TypeError, LookupError, ValueError for what it would not."""
+    return tuple(
+        Gpu(_name(gpu["name"]), int(gpu["total"]), int(gpu["free"]), True, bool(gpu["shared"]))
+        for gpu in islice(found, MOST_GPUS)
+        if gpu["total"] > 0
+    )
 
 
 def _other_gpus() -> tuple[Gpu, ...]:

@@ -13,7 +13,7 @@ from mdl.gguf import TENSOR_TYPES
 from mdl.machine import Machine
 from mdl.shape import Layer, Shape, shape
 
-__all__ = ["CacheType", "Fit", "Layer", "Need", "Part", "Shape", "default_context", "fit", "need", "shape"]
+__all__ = ["CacheType", "Fit", "Layer", "Need", "Part", "Shape", "fit", "lacking", "need", "shape"]
 
 CacheType = Literal["F32", "F16", "BF16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0", "IQ4_NL"]
 
@@ -231,9 +231,13 @@ def _ahead(shape: Shape, load: _Load, devices: list[int]) -> int:
 
 def default_context(shape: Shape, memory: int) -> int:
     """Tokens of a context that nobody asked for, as the engine takes it on a machine with so much memory."""
+    return min(shape.trained or 4096, most_cells(shape, memory))
+
+
+def most_cells(shape: Shape, memory: int) -> int:
+    """Tokens of all requests in a cache of which nobody said how large it is."""
     token = sum(2 * (layer.key + layer.value) for layer in shape.layers)
-    most = min(MOST_CELLS, max(_FEWEST_CELLS, memory // 4 // max(1, token)))
-    return min(shape.trained or 4096, most)
+    return min(MOST_CELLS, max(_FEWEST_CELLS, memory // 4 // max(1, token)))
 
 
 def fit(shape: Shape, machine: Machine, context: int | None = None, *, slots: int = 1) -> Fit:
@@ -246,10 +250,10 @@ def fit(shape: Shape, machine: Machine, context: int | None = None, *, slots: in
     layers = len(shape.layers) + 1
     for gpu_layers in range(layers if any(split) else 0, -1, -1):
         needed = need(shape, tokens, slots=slots, gpu_layers=gpu_layers, split=split or (1,))
-        lacking = _lacking(needed, machine)
-        if not lacking:
+        limit = lacking(needed, machine, room(machine.memory_available))
+        if not limit:
             return Fit(True, gpu_layers, layers, tokens, needed)
-    return Fit(False, 0, layers, tokens, needed, lacking)
+    return Fit(False, 0, layers, tokens, needed, limit)
 
 
 def room(free: int) -> int:
@@ -257,15 +261,15 @@ def room(free: int) -> int:
     return max(0, free - max(_LEAST_RESERVED, free // _RESERVED_SHARE))
 
 
-def _lacking(needed: Need, machine: Machine) -> str:
-    """Why there is no room; nothing where there is."""
+def lacking(needed: Need, machine: Machine, most: int) -> str:
+    """Why there is no room on the GPUs, or in `most` bytes of the machine's own memory; "" where there is."""
     gpus = list(zip(machine.usable_gpus, needed.gpus, strict=False))
     for gpu, part in gpus:
         if part.total > room(gpu.free):
             return _too_much(part.total, room(gpu.free), gpu.name)
     memory = needed.cpu.total + sum(part.total for gpu, part in gpus if gpu.shared)
-    if memory > room(machine.memory_available):
-        return _too_much(memory, room(machine.memory_available), "memory")
+    if memory > most:
+        return _too_much(memory, most, "memory")
     return ""
 
 

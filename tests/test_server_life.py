@@ -25,7 +25,8 @@ from mdl.errors import Busy
 from mdl.library import Library
 from mdl.model import Model
 from mdl.profiles import Profile
-from mdl.server.pool import Pool
+from mdl.server.names import Held
+from mdl.server.pool import Bounds, Pool
 
 PARIS = "The capital of France is Paris."
 
@@ -171,12 +172,12 @@ def test_a_client_that_leaves_takes_no_load_with_it_however_soon_engines_are_let
     assert model is not None
 
     @contextmanager
-    def slow_disk(_: Model) -> Iterator[tuple[EngineFiles, Profile]]:
+    def slow_disk(_: Model) -> Iterator[Held]:
         time.sleep(0.5)
-        yield EngineFiles(DEMO), Profile()
+        yield Held(EngineFiles(DEMO), Profile(), (DEMO,))
 
     async def come_and_go() -> list[int]:
-        pool = Pool(slow_disk, EngineSettings(), idle=0.05)
+        pool = Pool(slow_disk, EngineSettings(), Bounds(idle_seconds=0.05))
         workers = []
         try:
             with suppress(TimeoutError):
@@ -380,7 +381,7 @@ def test_this_machine_needs_no_key(tmp_path: Path, host: str) -> None:
         ({"host": "a" * 300}, 2),
         ({"port": 70000}, 2),
         ({"port": -1}, 2),
-        ({"max_models": 0}, 2),
+        ({"max_models": -1}, 2),
         ({"engine": {"parallel": 0}}, 2),
         ({"models": ["nothing"]}, 3),
         ({"models": ["org/name"]}, 3),

@@ -197,7 +197,12 @@ def serve(
     gpu_layers: GpuLayers = AUTO,
     threads: Threads = None,
     idle: Annotated[str, typer.Option(metavar="TIME", help="Unload a model after this; 0 is never.")] = "5m",
-    max_models: Annotated[int, typer.Option(metavar="N", min=1, max=64, help="Models loaded at once.")] = 3,
+    max_models: Annotated[
+        int, typer.Option(metavar="N", min=0, max=64, help="Models loaded at once; 0: as many as fit.")
+    ] = 0,
+    memory: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="What models may take of the memory, such as 8G.")
+    ] = None,
     allow_host: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="Another name that clients use for this server.")
     ] = None,
@@ -214,7 +219,7 @@ def serve(
     from mdl.server.options import ServeOptions
     from mdl.server.run import serve as run_server
 
-    library = options.open_library(pull=pull, offline=offline, ask=False)
+    library = options.open_library(pull=pull, offline=offline, memory=memory, ask=False)
     names = (*(models or []), *(model or []))
     for name in names:
         with watch(json=json, ask=True) as watched:
@@ -227,6 +232,7 @@ def serve(
         engine=engine_settings(context, gpu_layers, threads, parallel),
         idle_seconds=_seconds(idle) or None,
         max_models=max_models,
+        memory=library.settings.memory,
         allow_hosts=tuple(allow_host or ()),
         insecure=insecure,
     )

@@ -34,6 +34,7 @@ Deliver = Callable[[Delta | MdlError], None]
 Asked = Chat | Completion | Embed | Rank | tuple[str, bool] | tuple[int, ...]
 
 MOST_DEATHS, WITHIN_SECONDS = 5, 60.0
+GREETING_SECONDS = 30.0  # to start CUDA on a machine with many GPUs takes seconds
 
 
 def _at_once(call: Callable[[], None]) -> None:
@@ -46,10 +47,12 @@ class Engine:
 
     `post` gets a function to call for each message of the worker, which delivers what is in it: by default
     at once, on a thread of the engine. A server passes `loop.call_soon_threadsafe` and is woken once for a
-    step, not once for each of its requests.
+    step, not once for each of its requests. The worker `starts` at once, or when it is first needed.
     """
 
-    def __init__(self, post: Callable[[Callable[[], None]], object] = _at_once) -> None:
+    def __init__(
+        self, post: Callable[[Callable[[], None]], object] = _at_once, *, starts: bool = True
+    ) -> None:
         self._post = post
         self._lock = threading.RLock()
         self._waiting: dict[int, Callable[[Any], None]] = {}
@@ -61,13 +64,25 @@ class Engine:
         self._settled = threading.Event()
         self._deaths: deque[float] = deque(maxlen=MOST_DEATHS)
         self._closed = False
-        self._process: Process | None = self._start()
+        self._gpus: list[dict[str, Any]] = []
+        self._greeted = threading.Event()
+        self._process: Process | None = self._start() if starts else None
 
     @property
     def pid(self) -> int | None:
         """Of the worker; None while there is none."""
         process = self._process
         return process.pid if process else None
+
+    def gpus(self) -> list[dict[str, Any]]:
+        """The GPUs that llama.cpp computes on here, with their memory, as `llama.gpus` tells them; none where
+        the worker cannot say. Waits until it has started."""
+        with self._lock:
+            self._refuse_if_closed()
+            if self._process is None and self._load is None:
+                self._process = self._start_again()
+        self._greeted.wait(GREETING_SECONDS)
+        return self._gpus
 
     def load(self, files: EngineFiles, settings: EngineSettings = EngineSettings()) -> None:  # noqa: B008 - frozen
         """Sends what to load, once, and does not wait. What may fail is told by `ready` and by each
@@ -231,6 +246,7 @@ class Engine:
     def _start_again(self) -> "Process":
         self._failure = self._loaded = None
         self._settled.clear()
+        self._greeted.clear()
         return self._start()
 
     def _start(self) -> "Process":
@@ -252,6 +268,9 @@ class Engine:
             self._hand_over([(*unpack_done(message["done"]), True)])
         elif "rendering" in message:
             self._rendering = message["rendering"]
+        elif "gpus" in message:
+            self._gpus = message["gpus"]
+            self._greeted.set()
         elif "loaded" in message:
             from mdl.engine.wire import unpack
 
@@ -295,6 +314,7 @@ class Engine:
             if self._loaded is None:
                 self._failure = error
             waiting = list(self._waiting)
+            self._greeted.set()
             self._settled.set()  # before another thread may start a new worker, which clears it
         runaway = self._rendering if status == 1 else 0  # as the worker's watchdog ends it
         self._hand_over([(request, _RUNAWAY if request == runaway else error, True) for request in waiting])

@@ -135,7 +135,7 @@ class Runner:
             )
         bound = min(MAX_CELLS, max(1024, physical_memory() // 4 // self._cell_size()))
         context = settings.context or min(trained or 4096, bound)
-        return context, max(context, min(context * settings.parallel, bound))
+        return context, max(context, settings.cells or min(context * settings.parallel, bound))
 
     def _cell_size(self) -> int:
         """Bytes that a token takes in the cache, at most."""
@@ -697,6 +697,11 @@ def devices() -> tuple[str, ...]:
         return ()
     handles = [get(index) for index in range(count())]
     return tuple(f"{_decoded(name(handle))} ({_decoded(description(handle))})" for handle in handles)
+
+
+def usable_gpus() -> list[dict[str, Any]]:
+    """None where this llama.cpp computes on none, which is told without a look at them."""
+    return gpus() if C.llama_supports_gpu_offload() else []
 
 
 def gpus() -> list[dict[str, Any]]:

@@ -295,8 +295,7 @@ class EngineSettings:
 
     `context`: tokens that one request may use, prompt and answer together. None: what the model was trained
     for, and no more than 16,384 or what a quarter of the memory holds. The requests in flight share one
-    cache, of
-    `context` times `parallel` tokens, within the same bounds.
+    cache of `cells` tokens. None: `context` times `parallel`, within the same bounds.
     `gpu_layers`: None puts all on the GPU where llama.cpp has one. `threads`: None is one for each physical
     core, and one alone for tiny models. `parallel`: requests answered at once. `batch`: tokens computed in
     one step.
@@ -309,6 +308,7 @@ class EngineSettings:
     threads: int | None = None
     parallel: int = 4
     batch: int = 512
+    cells: int | None = None
 
     def __post_init__(self) -> None:
         for name, low, high in _SETTINGS:
@@ -332,6 +332,7 @@ _SETTINGS = (
     ("threads", 1, 512),
     ("parallel", 1, 64),
     ("batch", 1, 8192),
+    ("cells", 16, 2**26),
 )
 
 

@@ -4,7 +4,7 @@ A message is one line of JSON.
 To the worker: {"load": [files, settings]}, {"cancel": n}, and with an "id" {"chat": …}, {"completion": …},
 {"embed": …}, {"rank": …}, {"count": chat}, {"prompt": chat}, {"render": chat}, {"tokenize": [text, begun]},
 {"detokenize": tokens}.
-From it: {"loaded": …}, {"failed": error}, {"rendering": n}, {"deltas": [piece, …]},
+From it: {"gpus": […]} first, {"loaded": …}, {"failed": error}, {"rendering": n}, {"deltas": [piece, …]},
 {"done": [finish, usage, piece]}, {"error": error, "id": n}, {"result": …, "id": n}; a piece is
 [n, text, reasoning] and, where there are any, calls and logprobs.
 """

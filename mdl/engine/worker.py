@@ -23,7 +23,7 @@ from mdl.engine.request import Chat, Completion, EngineFiles, EngineSettings, Fo
 from mdl.engine.scheduler import Scheduler
 from mdl.engine.sequence import Sequence
 from mdl.engine.template import CHATML, CHATML_END, REASONING_TAGS, Prompt, Reasoning, Template, import_jinja
-from mdl.engine.tools import TAGS, Calls, form_of, grammar
+from mdl.engine.tools import TAGS, Calls, form_of, grammar, open_grammar
 from mdl.errors import EngineError, MdlError, TooLong, UsageError
 
 TEMPLATE_SECONDS = 3.0
@@ -156,12 +156,16 @@ class Worker:
         return Answer(reasoning, chat.sampling.stop + self.stop, calls)
 
     def form(self, chat: Chat) -> Format | None:
-        """What the answer is held to. Raises what `tools.grammar` does."""
-        if not chat.must_call:
-            return chat.format
-        if chat.format is not None:
-            raise UsageError("an answer cannot be held to calls and to another form at once")
-        return grammar(self.calls, chat.tools, chat.only, chat.parallel_calls, self.runner.controls)
+        """What the answer is held to. Raises what `tools.open_grammar` does."""
+        controls, parallel = self.runner.controls, chat.parallel_calls
+        thoughts = tuple(start for start, _ in REASONING_TAGS) if chat.thinking else ()
+        if chat.must_call:
+            return grammar(self.calls, chat.tools, chat.only, parallel, controls, thoughts)
+        strict = any(tool["function"].get("strict") for tool in chat.tools)
+        is_json = chat.format is not None and chat.format.kind in ("json", "schema")
+        if strict or (chat.tools and chat.format) or (thoughts and is_json):
+            return open_grammar(self.calls, chat.tools, parallel, controls, chat.format, thoughts)
+        return chat.format
 
     def completion(self, request: int, asked: Any) -> None:
         completion = wire.unpack(Completion, asked)
@@ -450,9 +454,10 @@ def main() -> None:
 
 def load(pipes: Pipes) -> Worker:
     """Begins to import before it is known what to load."""
-    from mdl.engine.llama import Runner
+    from mdl.engine.llama import Runner, usable_gpus
 
     threading.Thread(target=import_jinja, daemon=True).start()  # while the model is loaded, which is C
+    pipes.send(gpus=usable_gpus())
     files, settings = pipes.inbox.get()["load"]
     files, settings = wire.unpack(EngineFiles, files), wire.unpack(EngineSettings, settings)
     runner = Runner(files, settings)

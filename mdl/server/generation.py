@@ -73,6 +73,6 @@ class Generation:
     @asynccontextmanager
     async def _answers(self, name: str, asked: Asked) -> AsyncIterator[Pieces]:
         model = await self.service.names.find(name)
-        async with self.service.pool.borrow(model) as lent:
+        async with self.service.pool.borrow(model, asked.keep_alive) as lent:
             with asking(lent.engine, asked.requests(lent.profile)) as pieces:
                 yield pieces

@@ -3,7 +3,9 @@
 import asyncio
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from time import monotonic
+from typing import NamedTuple
 
 from mdl import profiles
 from mdl.engine.request import EngineFiles
@@ -90,12 +92,18 @@ class Names:
         return here
 
 
-@contextmanager
-def files(library: Library, model: Model) -> Iterator[tuple[EngineFiles, Profile]]:
-    """What to load of a model, which nobody removes meanwhile, and how the model wants to be used.
+class Held(NamedTuple):
+    """What to load of a model, which nobody removes meanwhile; how the model wants to be used; and all the
+    files that its weights are in."""
 
-    Raises UnsupportedModel for what cannot run here, Busy for what is being removed.
-    """
+    files: EngineFiles
+    profile: Profile
+    parts: tuple[Path, ...]
+
+
+@contextmanager
+def files(library: Library, model: Model) -> Iterator[Held]:
+    """Raises UnsupportedModel for what cannot run here, Busy for what is being removed."""
     with ExitStack() as held:
         try:
             held.enter_context(library.store.lease(model))
@@ -107,7 +115,8 @@ def files(library: Library, model: Model) -> Iterator[tuple[EngineFiles, Profile
             raise UnsupportedModel(f"{model.reference} is a {what}, which cannot answer", "name a GGUF model")
         profile = profiles.of(model)
         adapters = tuple((path, 1.0) for path in profile.adapters)
-        yield EngineFiles(weights.first, weights.projector, adapters, profile.template), profile
+        chosen = EngineFiles(weights.first, weights.projector, adapters, profile.template)
+        yield Held(chosen, profile, weights.files)
 
 
 def _present(library: Library, name: str) -> Model:

@@ -20,6 +20,7 @@ class Limits:
     bodies: int = 256 << 20  # of all requests in flight
     header_seconds: float = 20.0
     body_seconds: float = 60.0
+    room_seconds: float = 60.0  # for which a request waits until there is room for its model
     stall_seconds: float = 60.0  # for which a client may not read what it is sent
     grace_seconds: float = 10.0
     begin_seconds: float = 5.0  # after which a stream begins, even if nothing is there to be sent
@@ -30,11 +31,11 @@ class Limits:
 class ServeOptions:
     """Where to listen, who may ask, and for what.
 
-    `models` are all that is served, loaded at once; none: everything in the cache, on demand. At most
-    `max_models` are loaded at a time, and one that nobody asked for in `idle_seconds` is let go (None:
-    never). `allow_hosts` are further names by which clients may call this server. Without an `api_key`
-    anybody who reaches it may ask, which has to be `insecure` by choice where that is more than this
-    machine.
+    `models` are all that is served, loaded at once; none: everything in the cache, on demand. Those that are
+    loaded take `memory` bytes at most (0: what is free at the start), and are at most `max_models` (0: any
+    number); one that nobody asked for in `idle_seconds` is let go (None: never). `allow_hosts` are further
+    names by which clients may call this server. Without an `api_key` anybody who reaches it may ask, which
+    has to be `insecure` by choice where that is more than this machine.
 
     Raises UsageError for values out of range.
     """
@@ -45,7 +46,8 @@ class ServeOptions:
     models: tuple[str, ...] = ()
     engine: EngineSettings = field(default_factory=EngineSettings)
     idle_seconds: float | None = 300.0
-    max_models: int = 3
+    memory: int = 0
+    max_models: int = 0
     allow_hosts: tuple[str, ...] = ()
     insecure: bool = False
     limits: Limits = field(default_factory=Limits)
@@ -53,8 +55,10 @@ class ServeOptions:
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
             raise UsageError(f"the port is {self.port}, and has to be from 0 to 65535")
-        if not 1 <= self.max_models <= 64:
-            raise UsageError(f"max_models is {self.max_models}, and has to be from 1 to 64")
+        if not 0 <= self.max_models <= 64:
+            raise UsageError(f"max_models is {self.max_models}, and has to be from 0 to 64")
+        if not 0 <= self.memory < 1 << 60:
+            raise UsageError(f"memory is {self.memory}, and has to be a number of bytes")
         if self.idle_seconds is not None and not 0 <= self.idle_seconds <= 1e9:
             raise UsageError(f"idle_seconds is {self.idle_seconds:g}, and has to be from 0 to 1e9")
         if not self.host:

@@ -1,4 +1,4 @@
-"""Which engines are up: loaded on demand, let go when idle or when room is needed. Knows no HTTP.
+"""Which engines are up: loaded on demand, let go when idle or when their memory is needed. Knows no HTTP.
 
 All of it runs on the event loop; what blocks runs in threads of the pool.
 """
@@ -8,32 +8,48 @@ from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from time import monotonic
-from typing import TypeVar
+from time import monotonic, time
+from typing import Literal, TypeVar
 
+from mdl import machine, memory, placement
 from mdl.engine import Engine
-from mdl.engine.request import EngineFiles, EngineSettings
-from mdl.errors import Busy, MdlError
+from mdl.engine.request import EngineSettings, Loaded
+from mdl.errors import Busy, MdlError, UnsupportedModel
+from mdl.gguf import Header
+from mdl.machine import Machine
 from mdl.model import Model
+from mdl.placement import Placement
 from mdl.profiles import Profile
-from mdl.server.names import Key, key
+from mdl.server.names import Held, Key, key
 
 T = TypeVar("T")
-Hold = Callable[[Model], AbstractContextManager[tuple[EngineFiles, Profile]]]
+Hold = Callable[[Model], AbstractContextManager[Held]]
+State = Literal["loading", "ready", "busy", "leaving"]
 
 FAILURE_SECONDS = 10.0  # for which a load that failed is not tried again
+THREADS = 32  # that wait for a disk, a load or an end
 
 
 @dataclass(eq=False, slots=True)
 class Entry:
-    """An engine that is loading, up, or `leaving`: that takes no more requests, and ends after the last."""
+    """An engine that is loading, up, or `leaving`: that takes no more requests, and ends after the last.
+
+    `idle` is for how many seconds it stays when nobody asks for it, None for ever; `until` is when it goes
+    then, as time() has it. `loaded` is None until it is.
+    """
 
     engine: Engine
+    model: Model
     profile: Profile = field(default_factory=Profile)
+    placement: Placement | None = None
+    loaded: Loaded | None = None
     held: ExitStack = field(default_factory=ExitStack)
-    opening: "asyncio.Task[Engine] | None" = None
+    opening: "asyncio.Task[None] | None" = None
     ending: "asyncio.Task[None] | None" = None
     timer: asyncio.TimerHandle | None = None
+    idle: float | None = None
+    until: float | None = None
+    since: float = field(default_factory=time)
     busy: int = 0
     used: float = field(default_factory=monotonic)
     leaving: bool = False
@@ -42,31 +58,54 @@ class Entry:
     def loading(self) -> bool:
         return self.opening is None or not self.opening.done()
 
+    @property
+    def state(self) -> State:
+        if self.leaving:
+            return "leaving"
+        return "loading" if self.loading else "busy" if self.busy else "ready"
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What all engines together may take: `memory` bytes of the machine's own (0: what is free when the first
+    is loaded), and `engines` (0: any number). `idle_seconds` is for how long one stays that nobody asks for
+    (None: for ever), and `wait_seconds` how long a request waits for room."""
+
+    memory: int = 0
+    engines: int = 0
+    idle_seconds: float | None = 300.0
+    wait_seconds: float = 60.0
+
 
 class Pool:
-    """At most `most` engines. `hold` tells what to load of a model and keeps it there; `idle` in seconds."""
+    """`hold` tells what to load of a model and keeps it there."""
 
-    def __init__(
-        self, hold: Hold, settings: EngineSettings, most: int = 3, idle: float | None = 300.0
-    ) -> None:
+    def __init__(self, hold: Hold, settings: EngineSettings, bounds: Bounds = Bounds()) -> None:
         self._hold = hold
         self._settings = settings
-        self._most = most
-        self._idle = idle
+        self._bounds = bounds
+        self._memory = bounds.memory
         self._entries: dict[Key, Entry] = {}
         self._failed: dict[Key, tuple[float, MdlError]] = {}
         self._changed = asyncio.Event()
+        self._line = asyncio.Lock()  # who comes first is given room first
         self._closed = False
-        # Each engine may have a thread that waits for its load and one that ends it.
-        self._threads = ThreadPoolExecutor(2 * most + 2, "mdl-pool")
+        self._threads = ThreadPoolExecutor(THREADS, "mdl-pool")
+
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        """The engines that there are, in the order in which they came."""
+        return tuple(self._entries.values())
 
     @asynccontextmanager
-    async def borrow(self, model: Model) -> AsyncIterator[Entry]:
+    async def borrow(self, model: Model, keep_alive: float | None = None) -> AsyncIterator[Entry]:
         """The model's engine, loaded, and its profile. All who ask for one that is loading wait for the same
-        load.
+        load. `keep_alive` is how many seconds it stays when nobody asks for it any more: a negative number
+        for ever, None as the bounds say.
 
-        Where there is no room, the least recently used engine goes: at once if it is idle, else after the
-        answers that it is giving. Raises what the load failed with.
+        Where there is no room, the least recently used engines go: at once those that are idle, else one
+        after the answers that it is giving. Raises what the load failed with, UnsupportedModel for what does
+        not fit here at all, Busy when there was no room in time.
         """
         entry = await self._entry(model)
         self._begin(entry)
@@ -75,7 +114,21 @@ class Pool:
             await asyncio.shield(entry.opening)  # a client that leaves takes nobody's load with it
             yield entry
         finally:
-            self._finish(key(model), entry)
+            self._finish(key(model), entry, keep_alive)
+
+    async def stop(self, model: Model, force: bool = False) -> bool:
+        """Ends its engine, after the answers that it is giving unless by `force`. False where there was
+        none."""
+        at = key(model)
+        entry = self._entries.get(at)
+        if entry is None:
+            return False
+        entry.leaving = True
+        if force or not (entry.busy or entry.loading):
+            await self._end(at, entry)
+        while self._entries.get(at) is entry:
+            await self._changed.wait()
+        return True
 
     async def close(self) -> None:
         """Ends all engines, and with them what they are doing."""
@@ -89,12 +142,10 @@ class Pool:
         while not self._closed:
             self._refuse_to_loop(at)
             entry = self._entries.get(at)
-            if entry is not None and not entry.leaving:
-                return entry
-            if entry is None and len(self._entries) < self._most:
+            if entry is None:
                 return self._open(at, model)
-            if len(self._entries) >= self._most:
-                self._make_room()
+            if not entry.leaving:
+                return entry
             await self._changed.wait()
         raise Busy("the server is ending")
 
@@ -103,39 +154,105 @@ class Pool:
         if error is not None and monotonic() - moment < FAILURE_SECONDS:
             raise error.with_traceback(None)
 
+    # Loading
+
     def _open(self, at: Key, model: Model) -> Entry:
-        entry = Entry(Engine(_post_to(asyncio.get_running_loop())))
-        entry.opening = asyncio.create_task(self._load(at, entry, model))
+        engine = Engine(_post_to(asyncio.get_running_loop()), starts=False)
+        entry = Entry(engine, model, idle=self._bounds.idle_seconds)
+        entry.opening = asyncio.create_task(self._load(at, entry))
         entry.opening.add_done_callback(_retrieve)
         self._entries[at] = entry
         return entry
 
-    async def _load(self, at: Key, entry: Entry, model: Model) -> Engine:
+    async def _load(self, at: Key, entry: Entry) -> None:
         try:
-            held = await self._in_thread(lambda: entry.held.enter_context(self._hold(model)))
-            files, entry.profile = held
-            entry.engine.load(files, entry.profile.engine_settings(self._settings))
-            await self._in_thread(entry.engine.ready)
+            held = await self._in_thread(lambda: entry.held.enter_context(self._hold(entry.model)))
+            entry.profile = held.profile
+            header = await self._in_thread(lambda: placement.read(held.parts))
+            settings = held.profile.engine_settings(self._settings)
+            entry.placement = await self._placed(entry, header, settings)
+            await self._in_thread(lambda: entry.engine.load(held.files, _settings(entry)))
+            entry.loaded = await self._in_thread(entry.engine.ready)
         except Exception as error:
-            if isinstance(error, MdlError):
+            if isinstance(error, MdlError) and not isinstance(error, Busy):
                 self._failed[at] = monotonic(), error
             await self._end(at, entry)
             raise
         self._wake()
-        return entry.engine
+
+    async def _placed(self, entry: Entry, header: Header, settings: EngineSettings) -> Placement:
+        """Where it goes, once there is room for it."""
+        here = machine.now(await self._in_thread(entry.engine.gpus))
+        self._memory = self._memory or memory.room(here.memory_available)
+        placement.place(header, settings, here, self._memory)  # raises for what will never fit
+        try:
+            async with asyncio.timeout(self._bounds.wait_seconds), self._line:
+                while (placed := self._place(entry, header, settings, here)) is None:
+                    here = await self._wait_for_room(entry, here)
+                return placed
+        except TimeoutError:
+            raise Busy("there is no room for the model: others are at work", "try again in a while") from None
+
+    def _place(
+        self, entry: Entry, header: Header, settings: EngineSettings, here: Machine
+    ) -> Placement | None:
+        """None where there is no room while the others stay."""
+        others = self._others(entry)
+        if self._bounds.engines and len(others) >= self._bounds.engines:
+            return None
+        try:
+            return placement.place(header, settings, here, self._memory - self._taken(others))
+        except UnsupportedModel:
+            if not others:
+                raise
+            return None
+
+    def _taken(self, others: list[Entry]) -> int:
+        """Bytes of the machine's memory that they take."""
+        return sum(other.placement.cpu for other in others if other.placement)
+
+    def _others(self, entry: Entry) -> list[Entry]:
+        """Those that have been given room, or had it and are ending."""
+        return [other for other in self._entries.values() if other is not entry and other.placement]
+
+    async def _wait_for_room(self, entry: Entry, here: Machine) -> Machine:
+        """Sends one away and waits until anything has changed. The machine with what that gave back."""
+        before = self._others(entry)
+        self._make_room(entry)
+        await self._changed.wait()
+        after = self._others(entry)
+        return _with_more(here, [other for other in before if other not in after])
+
+    def _make_room(self, entry: Entry) -> None:
+        """Sends away the least recently used, idle ones first; a busy one ends after its answers. One at a
+        time; what is loading stays: it came last."""
+        if any(other.leaving for other in self._others(entry)):
+            return
+        candidates = [(at, e) for at, e in self._entries.items() if e is not entry and not e.loading]
+        if candidates:
+            at, least = min(candidates, key=lambda item: (item[1].busy > 0, item[1].used))
+            least.leaving = True
+            if not least.busy:
+                self._end(at, least)
 
     # Coming and going
 
     def _begin(self, entry: Entry) -> None:
         entry.busy += 1
         entry.used = monotonic()
+        self._stay(entry)
+
+    def _stay(self, entry: Entry) -> None:
         if entry.timer is not None:
             entry.timer.cancel()
-            entry.timer = None
+        entry.timer = entry.until = None
 
-    def _finish(self, at: Key, entry: Entry) -> None:
+    def _finish(self, at: Key, entry: Entry, keep_alive: float | None) -> None:
         entry.busy -= 1
         entry.used = monotonic()
+        entry.idle = self._bounds.idle_seconds
+        if keep_alive is not None:
+            entry.idle = keep_alive if keep_alive >= 0 else None
         if entry.busy:
             return
         if entry.leaving:
@@ -146,25 +263,15 @@ class Pool:
 
     def _rest(self, at: Key, entry: Entry) -> None:
         """Ends it after the time for which it may be idle. While it loads it is not, whoever has left."""
-        if self._idle is not None:
+        if entry.idle is not None:
             then = self._rest if entry.loading else self._end
-            entry.timer = asyncio.get_running_loop().call_later(self._idle, then, at, entry)
-
-    def _make_room(self) -> None:
-        """Sends away the least recently used, the idle ones first. What is loading stays: it came last."""
-        candidates = [(at, entry) for at, entry in self._entries.items() if not entry.loading]
-        if not candidates or any(entry.leaving for entry in self._entries.values()):
-            return
-        at, entry = min(candidates, key=lambda item: (item[1].busy > 0, item[1].used))
-        entry.leaving = True
-        if not entry.busy:
-            self._end(at, entry)
+            entry.timer = asyncio.get_running_loop().call_later(entry.idle, then, at, entry)
+            entry.until = time() + entry.idle
 
     def _end(self, at: Key, entry: Entry) -> "asyncio.Task[None]":
         """Begins to end it, unless that has begun."""
         entry.leaving = True
-        if entry.timer is not None:
-            entry.timer.cancel()
+        self._stay(entry)
         if entry.ending is None:
             entry.ending = asyncio.create_task(self._ended(at, entry))
         return entry.ending
@@ -183,6 +290,23 @@ class Pool:
         return await asyncio.get_running_loop().run_in_executor(self._threads, call)
 
 
+def _settings(entry: Entry) -> EngineSettings:
+    assert entry.placement is not None
+    return entry.placement.settings
+
+
+def _with_more(here: Machine, gone: list[Entry]) -> Machine:
+    """The machine with the memory of its GPUs that these have given back."""
+    gpus = here.gpus
+    for entry in gone:
+        given = entry.placement.gpus if entry.placement else ()
+        given = (*given, *[0] * (len(gpus) - len(given)))
+        gpus = tuple(
+            gpu._replace(free=min(gpu.total, gpu.free + more)) for gpu, more in zip(gpus, given, strict=False)
+        )
+    return here._replace(gpus=gpus)
+
+
 def _post_to(loop: asyncio.AbstractEventLoop) -> Callable[[Callable[[], None]], None]:
     def post(call: Callable[[], None]) -> None:
         with suppress(RuntimeError):  # the loop is closed, and nobody waits any more
@@ -191,7 +315,7 @@ def _post_to(loop: asyncio.AbstractEventLoop) -> Callable[[Callable[[], None]], 
     return post
 
 
-def _retrieve(task: "asyncio.Task[Engine]") -> None:
+def _retrieve(task: "asyncio.Task[None]") -> None:
     """The failure of a load that nobody waits for any more is no news."""
     if not task.cancelled():
         task.exception()

@@ -56,7 +56,7 @@ class Question:
 
     async def _result(self, name: str, asked: Asked) -> Any:
         model = await self.service.names.find(name)
-        async with self.service.pool.borrow(model) as lent:
+        async with self.service.pool.borrow(model, asked.keep_alive) as lent:
             return await result(lent.engine, *asked.question(lent.profile))
 
 

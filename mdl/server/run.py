@@ -19,7 +19,7 @@ from mdl.server import app
 from mdl.server.body import Room
 from mdl.server.names import Names, files
 from mdl.server.options import Limits, ServeOptions
-from mdl.server.pool import Pool
+from mdl.server.pool import Bounds, Pool
 from mdl.server.service import Service
 
 BACKLOG = 1024
@@ -35,7 +35,8 @@ def serve(library: Library, options: ServeOptions, ready: Callable[[str], None])
     models that are not here, and what the load of one that is given in the options fails with.
     """
     names = Names(library, options.models)
-    pool = Pool(partial(files, library), options.engine, options.max_models, options.idle_seconds)
+    bounds = Bounds(options.memory, options.max_models, options.idle_seconds, options.limits.room_seconds)
+    pool = Pool(partial(files, library), options.engine, bounds)
     service = Service(names, pool, Room(options.limits))
     with listen(options) as sock:
         server = Server(service, options, partial(ready, address(sock)))
@@ -51,7 +52,7 @@ class Server(uvicorn.Server):
         super().__init__(_config(app(service, options), options.limits))
         self.failure: Exception | None = None
         self._service = service
-        self._first = list(service.names.served.values())[: options.max_models]
+        self._first = list(service.names.served.values())[: options.max_models or None]
         self._ready = ready
         self._loading: asyncio.Task[None] | None = None
 
