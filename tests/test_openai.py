@@ -687,3 +687,56 @@ def test_an_answer_goes_on_past_its_end_where_that_is_wanted(server: Server) -> 
     _, answer = server.chat(ignore_eos=True, max_tokens=20)
     assert answer["usage"]["completion_tokens"] == 20
     assert answer["choices"][0]["finish_reason"] == "length"
+
+
+# What goes together
+
+
+CITY = {"type": "object", "properties": {"city": {"enum": ["Paris", "Rome"]}}, "required": ["city"]}
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_an_answer_may_call_a_tool_or_keep_to_its_form(server: Server, strict: bool) -> None:
+    tool = function(**WEATHER["function"], strict=strict)
+    fields: dict[str, Any] = {"tools": [tool], "json_schema": CITY, "max_tokens": 200}
+    called = server.chat(IN_PARIS, **fields)[1]["choices"][0]
+    assert called["finish_reason"] == "tool_calls"
+    assert json.loads(called["message"]["tool_calls"][0]["function"]["arguments"]) == {"city": "Paris"}
+    said = server.chat(FRANCE, **fields)[1]["choices"][0]["message"]
+    if not said.get("tool_calls"):
+        assert json.loads(said["content"])["city"] in ("Paris", "Rome")
+
+
+def test_the_arguments_of_a_strict_tool_keep_to_its_schema_where_the_model_calls_it(server: Server) -> None:
+    strict = function("get_weather", description="The weather in a city", strict=True, parameters=CITY)
+    rome = [{"role": "user", "content": "What is the weather in Rome?"}]
+    oslo = [{"role": "user", "content": "What is the weather in Oslo?"}]
+    for question in (IN_PARIS, rome, oslo):
+        call = server.chat(question, tools=[strict])[1]["choices"][0]["message"]["tool_calls"][0]
+        assert json.loads(call["function"]["arguments"])["city"] in ("Paris", "Rome")
+    assert text(server.chat(FRANCE, tools=[strict])[1]) == text(server.chat(FRANCE, tools=[WEATHER])[1])
+
+
+def test_the_model_is_not_told_how_strict_a_tool_is(server: Server) -> None:
+    loose, strict = WEATHER, function(**WEATHER["function"], strict=True)
+    sizes = [server.chat(tools=[tool])[1]["usage"]["prompt_tokens"] for tool in (loose, strict)]
+    assert sizes[0] == sizes[1]
+
+
+@pytest.mark.parametrize(
+    "fields", [{"json_schema": CITY}, {"tools": [WEATHER], "tool_choice": "required"}, {"tools": [WEATHER]}]
+)
+def test_reasoning_that_is_wanted_comes_before_what_the_answer_is_held_to(
+    server: Server, fields: dict[str, Any]
+) -> None:
+    choice = server.chat(reasoning_effort="high", max_tokens=200, **fields)[1]["choices"][0]
+    assert choice["message"]["reasoning_content"] == "France has the capital Paris."
+    if "json_schema" in fields:
+        assert json.loads(choice["message"]["content"])["city"] in ("Paris", "Rome")
+    if "tool_choice" in fields:
+        assert choice["finish_reason"] == "tool_calls"
+
+
+def test_a_grammar_cannot_go_with_calls_that_may_come(server: Server) -> None:
+    status, answer = server.chat(tools=[WEATHER], grammar='root ::= "yes"')
+    assert (status, answer["error"]["type"]) == (400, "invalid_request_error")

@@ -133,7 +133,7 @@ class Template:
         variables: dict[str, Any] = {
             **self._tokens,
             "messages": messages,
-            "tools": [dict(tool) for tool in chat.tools] or None,
+            "tools": [_shown(tool) for tool in chat.tools] or None,
             "documents": None,
             "add_generation_prompt": not chat.continues,
         }
@@ -252,6 +252,14 @@ def _walk(value: Any, change: Callable[[str], str]) -> Any:
     if isinstance(value, Message | ToolCall):
         return type(value)(*(_walk(getattr(value, name), change) for name in value.__slots__))
     return value
+
+
+def _shown(tool: Mapping[str, Any]) -> dict[str, Any]:
+    """As models learned to read it: how strictly calls are held to it is no part of that."""
+    function = tool.get("function")
+    if not isinstance(function, Mapping):
+        return dict(tool)
+    return {**tool, "function": {name: value for name, value in function.items() if name != "strict"}}
 
 
 def _messages(chat: Chat, arguments: Callable[[str], Any]) -> list[dict[str, Any]]:

@@ -236,32 +236,115 @@ def _partial(text: str, tag: str) -> int:
 
 
 def grammar(
-    form: Form | None, tools: Sequence[Tool], only: str, parallel: bool, controls: Collection[str]
+    form: Form | None,
+    tools: Sequence[Tool],
+    only: str,
+    parallel: bool,
+    controls: Collection[str],
+    thoughts: Collection[str] = (),
 ) -> Format:
     """What an answer has to be that calls: one of the tools or more, or `only` that one, with arguments as
-    its schema has them.
+    its schema has them. One of the tags in `thoughts` may come first: what follows it up to the end of the
+    reasoning is not held to anything, and not seen here.
 
     Raises UnsupportedModel where it is not known how the model writes calls, UsageError for a schema that
     cannot be kept to.
     """
+    form = _known(form)
+    chosen = [tool["function"] for tool in tools if only in ("", tool["function"]["name"])]
+    if not chosen:
+        raise UsageError(f"there is no tool {only[:64]!a}")
+    first, thought = _thought(thoughts, controls)
+    return _lark(f"start: {first}call{_again(parallel)}", *thought, *_calls(form, chosen, controls))
+
+
+def open_grammar(
+    form: Form | None,
+    tools: Sequence[Tool],
+    parallel: bool,
+    controls: Collection[str],
+    answer: Format | None = None,
+    thoughts: Collection[str] = (),
+) -> Format:
+    """What an answer has to be that may call or say something: any text, or what `answer` has it be. The
+    arguments of tools that are `strict` are as their schema has them, those of others are an object.
+
+    Raises what `grammar` does, and UsageError for an `answer` that is not JSON.
+    """
+    first, thought = _thought(thoughts, controls)
+    said = [] if answer is None else [_answer(answer)]
+    if not tools:
+        return _lark(f"start: {first}answer", *thought, *said)
+    form = _known(form)
+    chosen = [_loose(tool["function"]) for tool in tools]
+    calls = f"call{_again(parallel)}"
+    if answer is not None:
+        start = [f"start: {first}(answer | {calls})"]
+    elif form.start in controls:
+        start = [f"start: {first}(TEXT | TEXT? {calls})", "TEXT: /(?s:.*)/"]
+    else:  # the tag is text like what comes before it, which goes on to where it ends for the first time
+        tag = re.escape(form.start)
+        start = [
+            f"start: TEXT | before rest{_again(parallel)}",
+            f"TEXT: /(?s:.*)/ & ~/(?s:.*{tag}.*)/",
+            f"before[lazy]: /(?s:.*){tag}/",
+        ]
+        thought = []
+    return _lark(*start, *thought, *said, *_calls(form, chosen, controls))
+
+
+def _known(form: Form | None) -> Form:
     if form is None:
         raise UnsupportedModel(
             "it is not known how this model writes calls, so it cannot be held to one",
             hint="leave the choice to it: tool_choice auto",
         )
-    chosen = [tool["function"] for tool in tools if only in ("", tool["function"]["name"])]
-    if not chosen:
-        raise UsageError(f"there is no tool {only[:64]!a}")
-    start, end = (tag if tag in controls else json.dumps(tag) for tag in (form.start, form.end))
-    again = ' ("\\n" call)*' if parallel else ""
+    return form
+
+
+def _lark(*rules: str) -> Format:
+    return Format("lark", "\n".join(rules))
+
+
+def _again(parallel: bool) -> str:
+    return ' ("\\n" call)*' if parallel else ""
+
+
+def _tag(tag: str, controls: Collection[str]) -> str:
+    return tag if tag in controls else json.dumps(tag)
+
+
+def _thought(thoughts: Collection[str], controls: Collection[str]) -> tuple[str, list[str]]:
+    """How a rule begins that may begin with one, and the rule that this takes."""
+    if not thoughts:
+        return "", []
+    tags = " | ".join(_tag(tag, controls) for tag in thoughts)
+    return "thought? ", [f'thought: ({tags}) "\\n"?']  # which a token may have with the end of the tag
+
+
+def _answer(answer: Format) -> str:
+    from mdl.engine.schema import parsed, prepared
+
+    if answer.kind not in ("json", "schema"):
+        raise UsageError("an answer that may call tools can only be held to JSON besides, not to a grammar")
+    schema = {"type": "object"} if answer.kind == "json" else parsed(answer.text)
+    return f"answer: %json {json.dumps(prepared(schema))}"
+
+
+def _loose(function: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What is not strict may be called with anything."""
+    return function if function.get("strict") else {"name": function["name"]}
+
+
+def _calls(form: Form, chosen: Sequence[Mapping[str, Any]], controls: Collection[str]) -> list[str]:
     rules = [
-        f"start: call{again}",
-        f'call: {start} "\\n" object "\\n" {end}',
+        f"call: {_tag(form.start, controls)} rest",
+        f'rest: "\\n" object "\\n" {_tag(form.end, controls)}',
         "object: " + " | ".join(f"tool_{number}" for number in range(len(chosen))),
     ]
     for number, function in enumerate(chosen):
         rules += _rules(form, number, function)
-    return Format("lark", "\n".join(rules))
+    return rules
 
 
 def _rules(form: Form, number: int, function: Mapping[str, Any]) -> list[str]:
