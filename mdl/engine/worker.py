@@ -454,9 +454,10 @@ def main() -> None:
 
 def load(pipes: Pipes) -> Worker:
     """Begins to import before it is known what to load."""
-    from mdl.engine.llama import Runner
+    from mdl.engine.llama import Runner, usable_gpus
 
     threading.Thread(target=import_jinja, daemon=True).start()  # while the model is loaded, which is C
+    pipes.send(gpus=usable_gpus())
     files, settings = pipes.inbox.get()["load"]
     files, settings = wire.unpack(EngineFiles, files), wire.unpack(EngineSettings, settings)
     runner = Runner(files, settings)
