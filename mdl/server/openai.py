@@ -217,6 +217,7 @@ def _schema(fields: Fields, name: str) -> Format | None:
 
 # How long a model stays
 
+LONGEST_DURATION = 100  # characters
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _DURATION = re.compile(r"(?:[0-9]{1,9}(?:\.[0-9]{1,9})?(?:ms|s|m|h))+")
 
@@ -237,7 +238,7 @@ def _seconds(text: str) -> float | None:
     sign, text = (-1, text[1:]) if text.startswith("-") else (1, text)
     if re.fullmatch(r"[0-9]{1,9}", text):
         return sign * float(text)
-    if not _DURATION.fullmatch(text[:100]):
+    if len(text) >= LONGEST_DURATION or not _DURATION.fullmatch(text):
         return None
     return sign * sum(float(number) * _UNITS[unit] for number, unit in _PARTS.findall(text))
 

@@ -89,7 +89,7 @@ def _or_null(schema: Schema) -> Schema:
 MODEL = text("A name of `GET /v1/models`, or a short form of one. Where one model is served: that one.")
 KEEP_ALIVE = any_of(
     {"type": "number", "maximum": 1e9},
-    text(pattern=r"^-?([0-9]{1,9}|([0-9]{1,9}(\.[0-9]{1,9})?(ms|s|m|h))+)$", maxLength=100),
+    text(pattern=r"^-?([0-9]{1,9}|([0-9]{1,9}(\.[0-9]{1,9})?(ms|s|m|h))+)$", maxLength=openai.LONGEST_DURATION),
     about="How long the model stays when nobody asks for it any more: seconds, or a text like 30s, 5m or "
     "1h30m. Below zero: for ever.",
 )

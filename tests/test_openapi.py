@@ -1,0 +1,184 @@
+"""The OpenAPI document: it says what the server does, no more and no less. Judged by schemathesis."""
+
+import ast
+import copy
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, settings
+from jsonschema import Draft202012Validator
+from schemathesis import CheckFunction, GenerationMode
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    negative_data_rejection,
+    response_schema_conformance,
+    status_code_conformance,
+)
+from serving import FRANCE, Server
+from starlette.routing import Route
+
+import mdl.server
+from mdl.errors import MdlError
+from mdl.server import app, chat, completions, tokens
+from mdl.server.openapi import document
+from mdl.server.options import ServeOptions
+from mdl.server.service import Service
+
+Reader = Callable[[Any], object]
+
+# Each reader of bodies: the schema that describes it, and the least that it takes.
+READERS: dict[str, tuple[Reader, dict[str, Any]]] = {
+    "ChatRequest": (chat.asked, {"messages": FRANCE}),
+    "CompletionRequest": (completions.asked, {"prompt": "1 2 3"}),
+    "DetokenizeRequest": (tokens.detokenize, {"tokens": [1]}),
+}
+EXAMPLES = 40  # of what fits a schema, and as many of what does not, for each operation
+MOST_ITEMS = 4  # in what is made up: the limits themselves are tested where they are
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    home = tmp_path_factory.mktemp("server") / "home"
+    with Server(home, models=["demo"], engine={"context": 128}) as running:
+        yield running
+        assert "Traceback" not in running.log.read_text()
+
+
+@pytest.fixture(scope="module")
+def published(server: Server) -> dict[str, Any]:
+    """As a client gets it."""
+    status, found, _ = server.ask("GET", "/openapi.json")
+    assert status == 200
+    return dict(found)
+
+
+def walk(schema: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(schema, dict):
+        yield schema
+    for inner in schema.values() if isinstance(schema, dict) else schema if isinstance(schema, list) else ():
+        yield from walk(inner)
+
+
+# What there is
+
+
+def test_each_route_is_described_and_each_description_has_a_route() -> None:
+    service = Service(None, None, None)  # type: ignore[arg-type] # nothing is asked
+    routes = [route for route in app(service, ServeOptions()).routes if isinstance(route, Route)]
+    paths = document(False)["paths"]
+    assert {re.sub(r":\w+}", "}", route.path) for route in routes} == set(paths)
+    for route in routes:
+        described = set(paths[re.sub(r":\w+}", "}", route.path)]) - {"parameters"}
+        assert {method.lower() for method in (route.methods or ())} - {"head"} == described, route.path
+
+
+def test_the_document_is_valid_and_says_whether_a_key_is_asked_for(published: dict[str, Any]) -> None:
+    meta = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
+    for name, schema in published["components"]["schemas"].items():
+        Draft202012Validator.check_schema({**meta, **schema}), name
+    named = published["components"].items()
+    known = {f"#/components/{kind}/{name}" for kind, names in named for name in names}
+    assert {schema["$ref"] for schema in walk(published) if "$ref" in schema} <= known
+    assert published["security"] == [] and document(True)["security"] == [{"key": []}]
+    assert document(True)["paths"]["/healthz"]["get"]["security"] == []
+
+
+def words() -> set[str]:
+    """All words in quotes in the source of the server, among which are the names of all fields."""
+    found = set()
+    for path in Path(mdl.server.__file__).parent.glob("*.py"):
+        nodes = ast.walk(ast.parse(path.read_text()))
+        texts = {
+            node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        }
+        found |= {text for text in texts if re.fullmatch(r"[a-z][a-z_]*", text)}
+    return found
+
+
+def is_known(read: Reader, least: dict[str, Any], name: str) -> bool:
+    try:
+        read({**least, name: {"an": ["odd", "value"]}})
+    except MdlError as error:
+        return "is not a field" not in error.message or getattr(error, "param", None) != name
+    return True
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_each_field_that_is_read_is_described_and_no_other(name: str) -> None:
+    read, least = READERS[name]
+    described = set(document(False)["components"]["schemas"][name]["properties"])
+    assert {word for word in words() | described if is_known(read, least, word)} == described
+    assert len(words()) > 200 and not is_known(read, least, "fields")
+
+
+# Schemathesis
+
+
+def narrowed(published: dict[str, Any]) -> dict[str, Any]:
+    """The document, of which requests are made up: short ones for a model that there is. Answers may have
+    nothing but what it describes."""
+    narrow = copy.deepcopy(published)
+    schemas = narrow["components"]["schemas"]
+    for schema in walk({name: schemas[name] for name in schemas if name.endswith("Request")}):
+        if "maxItems" in schema:
+            schema["maxItems"] = min(schema["maxItems"], MOST_ITEMS)
+        if "model" in schema.get("properties", {}):
+            schema["properties"]["model"] = {"enum": ["demo", None]}
+    for schema in walk({name: schemas[name] for name in schemas if not name.endswith("Request")}):
+        if "required" in schema and "properties" in schema and "Message" not in schema:
+            schema.setdefault("additionalProperties", False)
+    return narrow
+
+
+CHECKS = [
+    not_a_server_error,
+    status_code_conformance,
+    content_type_conformance,
+    response_schema_conformance,
+]
+PATHS = sorted(document(False)["paths"])
+BOUNDED = settings(
+    derandomize=True,
+    database=None,
+    deadline=None,
+    phases=[Phase.generate],
+    suppress_health_check=list(HealthCheck),
+)
+WITH_BODIES = [path for path in PATHS if "post" in document(False)["paths"][path]]
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_what_is_asked_for_as_described_is_answered_as_described(
+    server: Server, published: dict[str, Any], path: str
+) -> None:
+    ask(server, published, path, GenerationMode.POSITIVE, CHECKS)
+
+
+@pytest.mark.parametrize("path", WITH_BODIES)
+def test_what_is_not_as_described_is_refused_as_described(
+    server: Server, published: dict[str, Any], path: str
+) -> None:
+    ask(server, published, path, GenerationMode.NEGATIVE, [*CHECKS, negative_data_rejection])
+
+
+def ask(
+    server: Server, published: dict[str, Any], path: str, mode: GenerationMode, checks: list[CheckFunction]
+) -> None:
+    """Made-up requests to each operation of a path, with what schemathesis says to the answers."""
+    document = schemathesis.openapi.from_dict(narrowed(published))
+    for found in document.get_all_operations():
+        if found.ok().path != path:
+            continue
+        examples = EXAMPLES if found.ok().method == "post" else 3
+
+        @settings(BOUNDED, max_examples=examples)
+        @given(case=found.ok().as_strategy(generation_mode=mode))
+        def try_it(case: schemathesis.Case) -> None:
+            case.call_and_validate(base_url=server.url, checks=checks)
+
+        try_it()
