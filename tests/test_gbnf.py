@@ -196,5 +196,5 @@ def test_what_a_grammar_derives_is_what_is_allowed(grammars: Grammars, rules: di
     derived = [text for text in TEXTS if derives(rules, text)]
     try:
         assert [text for text in TEXTS if accepts(grammars, grammar, text)] == derived
-    except UsageError:
-        assert derived == []
+    except UsageError as error:  # what goes on for ever once it is begun is refused
+        assert "too complex" in error.message or derived == []
