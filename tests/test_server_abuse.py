@@ -455,10 +455,11 @@ def _is_open(server: Server, connection: socket.socket) -> bool:
 
 @pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize("how", ["close", "reset"])
-def test_a_client_that_vanishes_frees_its_slot_within_a_second(
-    server: Server, stream: bool, how: str
+@pytest.mark.parametrize("answers", [1, 8])
+def test_a_client_that_vanishes_frees_its_slots_within_a_second(
+    server: Server, stream: bool, how: str, answers: int
 ) -> None:
-    body = endless(stream=stream)
+    body = endless(stream=stream, n=answers)
     for delay in (0.0, 0.01, 0.05):
         for _ in range(4):  # one after the other they would take six seconds
             with raw(server, head(len(body)) + body) as connection:
