@@ -40,6 +40,7 @@ class Settings:
     hf_endpoint: str = "https://huggingface.co"
     ollama_endpoint: str = "https://registry.ollama.ai"
     api_key: str = ""  # what mdl serve asks for
+    url: str = "http://127.0.0.1:3000"  # of the server that mdl ps and mdl stop ask
     aliases: Mapping[str, str] = field(default_factory=dict)  # the user's own names of models
 
 
@@ -206,7 +207,7 @@ def _parse(name: str, value: Any, where: str) -> Any:
         return _places(value, where, with_path=name == "hosts")
     if name == "ca":
         return str(Path(str(value)).expanduser()) if value else ""
-    if name in ("hf_endpoint", "ollama_endpoint", "api_key"):
+    if name in ("hf_endpoint", "ollama_endpoint", "api_key", "url"):
         return str(value).rstrip("/")
     if name == "home":
         return Path(str(value)).expanduser()

@@ -162,6 +162,16 @@ def ago(moment: datetime, now: datetime | None = None) -> str:
     return "just now"
 
 
+def ahead(moment: datetime, now: datetime | None = None) -> str:
+    """How long it is until then, as "4 minutes from now"."""
+    seconds = (moment - (now or datetime.now(UTC))).total_seconds()
+    for unit, length in AGES:
+        if seconds >= length:
+            count = round(seconds / length)
+            return f"{count} {unit}{'s' if count > 1 else ''} from now"
+    return f"{max(0, round(seconds))} seconds from now"
+
+
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> None:
     """Columns without borders. Where a terminal is too narrow, and only there, they are made to fit."""
     lines = [list(head), *([inert(cell, one_line=True) for cell in row] for row in rows)]

@@ -26,6 +26,8 @@ COMMANDS = {
     "logout": "mdl.cli.access:logout",
     "chat": "mdl.cli.running:chat",
     "serve": "mdl.cli.running:serve",
+    "ps": "mdl.cli.engines:ps",
+    "stop": "mdl.cli.engines:stop",
     "bench": "mdl.cli.benching:bench",
     "completion": "mdl.cli.completion:completion",
 }

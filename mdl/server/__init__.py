@@ -13,9 +13,11 @@ from starlette.types import Receive, Scope, Send
 from mdl import __version__
 from mdl.errors import MdlError
 from mdl.server import chat, completions, failure, openai, tokens
+from mdl.server.engines import Engines, Stop
 from mdl.server.failure import Ascii
 from mdl.server.generation import Generation
 from mdl.server.guard import Guard, Journal
+from mdl.server.metrics import Page
 from mdl.server.openapi import Document
 from mdl.server.options import ServeOptions
 from mdl.server.question import Question
@@ -30,6 +32,9 @@ def app(service: Service, options: ServeOptions) -> Starlette:
             Route("/healthz", _alive),
             Route("/readyz", Ready(service), methods=["GET"]),
             Route("/openapi.json", Document(options), methods=["GET"]),
+            Route("/metrics", Page(service.metrics, service), methods=["GET"]),
+            Route("/mdl/engines", Engines(service), methods=["GET"]),
+            Route("/mdl/engines/stop", Stop(service), methods=["POST"]),
             Route("/v1/models", Models(service), methods=["GET"]),
             Route("/v1/models/{name:path}", OneModel(service), methods=["GET"]),
             Route("/v1/chat/completions", Generation(service, chat.asked), methods=["POST"]),
@@ -37,7 +42,7 @@ def app(service: Service, options: ServeOptions) -> Starlette:
             Route("/tokenize", Question(service, tokens.tokenize), methods=["POST"]),
             Route("/detokenize", Question(service, tokens.detokenize), methods=["POST"]),
         ],
-        middleware=[Middleware(Journal), Middleware(Guard, options=options)],
+        middleware=[Middleware(Journal, metrics=service.metrics), Middleware(Guard, options=options)],
         exception_handlers={
             MdlError: failure.on_error,
             HTTPException: failure.on_http_exception,

@@ -74,5 +74,6 @@ class Generation:
     async def _answers(self, name: str, asked: Asked) -> AsyncIterator[Pieces]:
         model = await self.service.names.find(name)
         async with self.service.pool.borrow(model, asked.keep_alive) as lent:
-            with asking(lent.engine, asked.requests(lent.profile)) as pieces:
+            watch = self.service.metrics.answer(str(model.reference))
+            with asking(lent.engine, asked.requests(lent.profile), watch.piece) as pieces:
                 yield pieces

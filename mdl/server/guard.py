@@ -17,6 +17,7 @@ from mdl.errors import Busy
 from mdl.reference import show
 from mdl.server import failure
 from mdl.server.failure import Refused
+from mdl.server.metrics import Metrics
 from mdl.server.options import ServeOptions
 
 OPEN_PATHS = ("/healthz",)  # for those who watch whether it lives, and have no key
@@ -62,8 +63,9 @@ class Guard:
 class Journal:
     """A line in the log for each request, and an answer for those that the server's end leaves without."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app
+        self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -83,7 +85,17 @@ class Journal:
             if not status:
                 await failure.response(Busy("the server is ending"))(scope, receive, noting)
         finally:
-            _write(scope, status, perf_counter() - started)
+            seconds = perf_counter() - started
+            self._metrics.request(_route(scope), status, seconds)
+            _write(scope, status, seconds)
+
+
+def _route(scope: Scope) -> str:
+    """The route, as few as there are: a path is anything that a client thinks of."""
+    path = str(scope["path"])
+    if "endpoint" not in scope:
+        return "none"
+    return "/v1/models/{name}" if scope["path_params"] else path
 
 
 def _write(scope: Scope, status: int, seconds: float) -> None:

@@ -51,9 +51,8 @@ def _post(name: str, about: str, request: str, answer: str, streams: bool = Fals
     return {"post": {**operation, "requestBody": body}}
 
 
-def _hello() -> dict[str, Any]:
-    answer = _answer(schemas.text(), "text/plain")
-    return {"get": _operation("hello", "What this is.", answer, _ALWAYS)}
+def _page(name: str, about: str) -> dict[str, Any]:
+    return {"get": _operation(name, about, _answer(schemas.text(), "text/plain"), _ALWAYS)}
 
 
 def _alive() -> dict[str, Any]:
@@ -75,10 +74,17 @@ def _model() -> dict[str, Any]:
 
 
 PATHS = {
-    "/": _hello(),
+    "/": _page("hello", "What this is."),
     "/healthz": _alive(),
     "/readyz": _ready(),
     "/openapi.json": _get("document", "This document.", {"type": "object"}),
+    "/metrics": {
+        "get": _operation(
+            "metrics", "Figures for Prometheus.", _answer(schemas.text(), "text/plain"), _ALWAYS
+        )
+    },
+    "/mdl/engines": _get("engines", "The models that are loaded.", schemas.ref("Engines")),
+    "/mdl/engines/stop": _post("stop", "Lets go of a model, after its answers.", "StopRequest", "Stopped"),
     "/v1/models": _get("models", "The models that can be asked.", schemas.ref("Models")),
     "/v1/models/{name}": _model(),
     "/v1/chat/completions": _post(

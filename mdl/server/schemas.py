@@ -89,7 +89,9 @@ def _or_null(schema: Schema) -> Schema:
 MODEL = text("A name of `GET /v1/models`, or a short form of one. Where one model is served: that one.")
 KEEP_ALIVE = any_of(
     {"type": "number", "maximum": 1e9},
-    text(pattern=r"^-?([0-9]{1,9}|([0-9]{1,9}(\.[0-9]{1,9})?(ms|s|m|h))+)$", maxLength=openai.LONGEST_DURATION),
+    text(
+        pattern=r"^-?([0-9]{1,9}|([0-9]{1,9}(\.[0-9]{1,9})?(ms|s|m|h))+)$", maxLength=openai.LONGEST_DURATION
+    ),
     about="How long the model stays when nobody asks for it any more: seconds, or a text like 30s, 5m or "
     "1h30m. Below zero: for ever.",
 )
@@ -286,6 +288,7 @@ REQUESTS = {
     "CompletionRequest": _completion(),
     "TokenizeRequest": _tokenize(),
     "DetokenizeRequest": _detokenize(),
+    "StopRequest": asked({"model": MODEL}, force=flag("Does not wait for the answers that it is giving.")),
 }
 
 # Answers
@@ -363,6 +366,28 @@ _ERROR = told(
     }
 )
 
+_ENGINE = told(
+    {
+        "model": text(),
+        "name": text(),
+        "version": text(),
+        "state": one_of(["loading", "ready", "busy", "leaving"]),
+        "size": nullable(_COUNT),
+        "vram": nullable(_COUNT),
+        "processor": nullable(text('As "100% GPU" or "48%/52% CPU/GPU".')),
+        "context": nullable(_COUNT),
+        "cells": nullable(_COUNT),
+        "parallel": nullable(_COUNT),
+        "requests": _COUNT,
+        "pid": nullable(_COUNT),
+        "since": nullable(text()),
+        "until": nullable(
+            text("When it goes if nobody asks for it; null where that is not known, or never.")
+        ),
+        "note": nullable(text()),
+    }
+)
+
 ANSWERS = {
     "ChatCompletion": _generated("chat.completion", message=_ANSWER, logprobs=nullable(_CHAT_LOGPROBS)),
     "Completion": _generated("text_completion", text=text(), logprobs=nullable(_TEXT_LOGPROBS)),
@@ -372,6 +397,8 @@ ANSWERS = {
     "Text": told({"content": text()}),
     "Model": _MODEL,
     "Models": told({"object": one_of(["list"]), "data": array(ref("Model"))}),
+    "Engines": told({"schema": one_of([1]), "engines": array(_ENGINE)}),
+    "Stopped": told({"schema": one_of([1]), "stopped": text()}),
     "Status": told({"status": text()}),
     "Error": _ERROR,
 }

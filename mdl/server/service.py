@@ -1,8 +1,10 @@
 """What the routes of a server share. Knows no routes."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 from mdl.server.body import Room
+from mdl.server.metrics import Metrics
 from mdl.server.names import Names
 from mdl.server.pool import Pool
 
@@ -15,3 +17,14 @@ class Service:
     pool: Pool
     room: Room
     ready: bool = False
+    metrics: Metrics = field(default_factory=Metrics)
+
+    @property
+    def running(self) -> int:
+        """Requests that wait for an answer or get one."""
+        return self.room.requests
+
+    def engines(self) -> Iterator[tuple[str, str, int]]:
+        """Model, state and bytes of memory of each."""
+        for entry in self.pool.entries:
+            yield str(entry.model.reference), entry.state, entry.placement.size if entry.placement else 0

@@ -3,7 +3,7 @@ left to read them. Knows no dialect and no JSON.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from functools import partial
 from types import TracebackType
@@ -12,7 +12,7 @@ from typing import Protocol, Self
 from starlette.types import Receive, Send
 
 from mdl.engine import Engine
-from mdl.engine.request import Chat, Completion, Delta
+from mdl.engine.request import Chat, Completion, Delta, Usage
 from mdl.errors import Busy, MdlError
 from mdl.server.options import Limits
 
@@ -41,9 +41,11 @@ class Dialect(Protocol):
 
 class Pieces:
     """The pieces of so many answers to one request, in bunches: what has come since the last time, each with
-    the index of its answer. Raises what the engine says."""
+    the index of its answer. Raises what the engine says. `heard` is told of each, with the usage of an answer
+    that ends."""
 
-    def __init__(self, answers: int) -> None:
+    def __init__(self, answers: int, heard: Callable[[Usage | None], None]) -> None:
+        self._heard = heard
         self._arrived: list[tuple[int, Delta | MdlError]] = []
         self._news = asyncio.Event()
         self._left = answers
@@ -56,6 +58,8 @@ class Pieces:
     def put(self, index: int, piece: Delta | MdlError) -> None:
         self._arrived.append((index, piece))
         self._news.set()
+        if isinstance(piece, Delta):
+            self._heard(piece.usage)
 
     def __aiter__(self) -> AsyncIterator[Bunch]:
         return self
@@ -88,9 +92,11 @@ class Pieces:
 
 
 @contextmanager
-def asking(engine: Engine, requests: Sequence[Chat | Completion]) -> Iterator[Pieces]:
+def asking(
+    engine: Engine, requests: Sequence[Chat | Completion], heard: Callable[[Usage | None], None]
+) -> Iterator[Pieces]:
     """An answer to each of them; leaving one unfinished cancels it. The engine posts to this loop."""
-    pieces = Pieces(len(requests))
+    pieces = Pieces(len(requests), heard)
     with ExitStack() as cancels:
         for index, request in enumerate(requests):
             cancels.callback(engine.submit(request, partial(pieces.put, index)))
