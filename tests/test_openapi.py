@@ -119,18 +119,38 @@ def test_each_field_that_is_read_is_described_and_no_other(name: str) -> None:
 # Schemathesis
 
 
-def narrowed(published: dict[str, Any]) -> dict[str, Any]:
-    """The document, of which requests are made up: short ones for a model that there is. Answers may have
+# Where what a model can do, or another field, decides whether a value is taken: one that is.
+TAKEN = {
+    "model": ["demo", None],
+    "prompt": ["1 2 3", "", [1, 2, 3], ["1 2", "3"], [[1, 2], "3"]],
+    "tokens": [[1, 2, 2047], []],
+    "suffix": [None],
+    "best_of": [None],
+    "stream_options": [None],
+    "top_logprobs": [None],
+    "grammar": [None],
+    "json_schema": [None, {"type": "boolean"}],
+    "response_format": [None, {"type": "text"}],
+    "tool_choice": [None, "auto", "none"],
+    "max_completion_tokens": [None],
+    "typical": [None],
+    "logit_bias": [None, {"5": -100}],
+}
+
+
+def narrowed(published: dict[str, Any], mode: GenerationMode) -> dict[str, Any]:
+    """The document, from which requests are made up: short ones for a model that there is. Answers may have
     nothing but what it describes."""
     narrow = copy.deepcopy(published)
     schemas = narrow["components"]["schemas"]
     for schema in walk({name: schemas[name] for name in schemas if name.endswith("Request")}):
         if "maxItems" in schema:
             schema["maxItems"] = min(schema["maxItems"], MOST_ITEMS)
-        if "model" in schema.get("properties", {}):
-            schema["properties"]["model"] = {"enum": ["demo", None]}
+        for name in set(TAKEN) & set(schema.get("properties", {})):
+            if mode is GenerationMode.POSITIVE or name == "model":
+                schema["properties"][name] = {"enum": TAKEN[name]}
     for schema in walk({name: schemas[name] for name in schemas if not name.endswith("Request")}):
-        if "required" in schema and "properties" in schema and "Message" not in schema:
+        if "required" in schema and "properties" in schema:
             schema.setdefault("additionalProperties", False)
     return narrow
 
@@ -170,7 +190,7 @@ def ask(
     server: Server, published: dict[str, Any], path: str, mode: GenerationMode, checks: list[CheckFunction]
 ) -> None:
     """Made-up requests to each operation of a path, with what schemathesis says to the answers."""
-    document = schemathesis.openapi.from_dict(narrowed(published))
+    document = schemathesis.openapi.from_dict(narrowed(published, mode))
     for found in document.get_all_operations():
         if found.ok().path != path:
             continue
