@@ -11,7 +11,8 @@ import os
 import re
 import sys
 import types
-from collections.abc import Iterable, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from math import inf
 from pathlib import Path
@@ -19,7 +20,7 @@ from threading import Lock
 from time import perf_counter
 from typing import Any
 
-from mdl.engine.request import EngineFiles, EngineSettings, Format, Loaded, Logprob, Sampling
+from mdl.engine.request import EngineFiles, EngineSettings, Format, Loaded, Logprob, Sampling, Task
 from mdl.errors import DiskError, EngineError, MdlError, NotFound, UnsupportedModel, UsageError
 
 
@@ -46,6 +47,7 @@ C = _low_level()
 MAX_CELLS = 16_384
 NO_TOKEN = -1
 FORBIDS = -100.0  # a bias of so much, as in OpenAI's API
+TEXTS, WHOLE_TEXTS = 64, 8  # in one step; where states are whole, each one takes memory
 TINY = 50_000_000  # parameters: below this a step is too short for a second thread to pay
 _ERROR, _CONTINUED = 4, 5  # ggml_log_level
 _GPU, _INTEGRATED = 1, 2  # ggml_backend_dev_type
@@ -92,23 +94,21 @@ class Runner:
         C.llama_backend_init()
         self._model = self._load_model(files.model, settings.gpu_layers)
         self._vocab = C.llama_model_get_vocab(self._model)
-        refuse_what_does_not_chat(self._model, self._vocab, files.model)
+        refuse_what_does_not_answer(self._model, self._vocab, files.model)
         parameters = C.llama_model_n_params(self._model)
         self.threads = settings.threads or (1 if parameters < TINY else physical_cores())
         self.context, self.cells = self._sizes(settings)
         self.whole = C.llama_model_is_recurrent(self._model) or C.llama_model_is_hybrid(self._model)
-        self._context = self._new_context(settings)
-        self.slots: int = C.llama_n_seq_max(self._context)
-        self._memory = C.llama_get_memory(self._context)
-        # Less than was asked for where the context is small.
-        self.batch: int = min(settings.batch, C.llama_n_batch(self._context))
         self._adapters = self._load_adapters(files.adapters)
+        self.pooling = pooling(self._meta)
+        self.task: Task = purpose(self.pooling, self._meta)
+        if self.task == "generate":
+            self._open(settings)
         self._pieces: list[bytes | bool | None] = [False] * C.llama_vocab_n_tokens(self._vocab)
         self._longest = 0
         self._grammars: Any = None
         self._preparing = Lock()
         self._echoing = False
-        self._set_up_batch(self.batch)
         self._read_vocabulary()
         self.loaded = self._describe(files, perf_counter() - started)
 
@@ -146,6 +146,18 @@ class Runner:
         layers, heads = C.llama_model_n_layer(self._model), max(1, C.llama_model_n_head_kv(self._model))
         return max(1, int(layers) * int(heads) * width * 2)
 
+    def _open(self, settings: EngineSettings) -> None:
+        """Prepares for answers; what writes none shows here, where its header did not say so."""
+        self._context = self._new_context(settings)
+        self.slots: int = C.llama_n_seq_max(self._context)
+        self._memory = C.llama_get_memory(self._context)
+        # Less than was asked for where the context is small.
+        self.batch: int = min(settings.batch, C.llama_n_batch(self._context))
+        self._set_up_batch(self.batch)
+        if not self._memory:
+            self.task = "embed"
+            C.llama_free(self._context)
+
     def _new_context(self, settings: EngineSettings) -> Any:
         params = context_params(self.cells, settings, self.whole)
         params.n_threads = params.n_threads_batch = self.threads
@@ -155,19 +167,21 @@ class Runner:
                 f"there is no room for a context of {self.cells:,} tokens: {self.log.cause()}",
                 hint="ask for a smaller context or fewer parallel requests",
             )
-        if not C.llama_get_memory(context) or C.llama_pooling_type(context) > 0:
-            raise UnsupportedModel("this is an embedding model: it writes no answers")
+        self.adapt(context)
         return context
 
-    def _load_adapters(self, adapters: tuple[tuple[Path, float], ...]) -> list[Any]:
-        if not adapters:
-            return []
-        loaded = [self._load_adapter(path) for path, _ in adapters]
+    def _load_adapters(self, adapters: tuple[tuple[Path, float], ...]) -> list[tuple[Any, float]]:
+        return [(self._load_adapter(path), scale) for path, scale in adapters]
+
+    def adapt(self, context: Any) -> None:
+        """Lets a context use the adapters."""
+        if not self._adapters:
+            return
+        loaded, given = zip(*self._adapters, strict=True)
         handles = (C.llama_adapter_lora_p_ctypes * len(loaded))(*loaded)
-        scales = (ctypes.c_float * len(loaded))(*(scale for _, scale in adapters))
-        if C.llama_set_adapters_lora(self._context, handles, len(loaded), scales):
+        scales = (ctypes.c_float * len(loaded))(*given)
+        if C.llama_set_adapters_lora(context, handles, len(loaded), scales):
             raise UnsupportedModel(f"the adapters cannot be used together: {self.log.cause()}")
-        return loaded
 
     def _load_adapter(self, path: Path) -> Any:
         check_readable(path)
@@ -222,6 +236,9 @@ class Runner:
         self._infill = tuple(token(vocab) for token in fim)
         self.infill = min(self._infill) >= 0
         self._bos = C.llama_vocab_bos(vocab) if C.llama_vocab_get_add_bos(vocab) else -1
+        end, between = C.llama_vocab_eos(vocab), C.llama_vocab_sep(vocab)
+        self._end = end if end >= 0 else between
+        self.closing = {end, between} - {NO_TOKEN}
         self.adds_space = C.llama_vocab_type(vocab) == C.LLAMA_VOCAB_TYPE_SPM
 
     def _describe(self, files: EngineFiles, seconds: float) -> Loaded:
@@ -241,7 +258,8 @@ class Runner:
             threads=self.threads,
             template="given" if files.template is not None else "model" if self.template else "default",
             seconds=seconds,
-            width=C.llama_model_n_embd(self._model),
+            task=self.task,
+            width=1 if self.task == "rank" else C.llama_model_n_embd_out(self._model),
             infill=self.infill,
         )
 
@@ -253,6 +271,10 @@ class Runner:
         """The model's own chat template."""
         template = C.llama_model_chat_template(self._model, None)
         return template.decode("utf-8", "replace") if template else None
+
+    def vectors(self, settings: EngineSettings) -> "Vectors":
+        """Raises UnsupportedModel when there is no memory for it."""
+        return Vectors(self, settings)
 
     # Text
 
@@ -312,7 +334,29 @@ class Runner:
             self._longest = max(1, *(len(text) for text in texts))
         return characters // self._longest
 
-    def _tokenize(self, text: str, continued: bool) -> list[int]:
+    def framed(self, text: str) -> list[int]:
+        """Of a text with what the model was trained to see around it. What reads like a control token is
+        one."""
+        return self._tokenize(text, continued=False, framed=True)
+
+    def pair(self, query: str, document: str) -> list[int]:
+        """Of a query and a document, as models that tell how relevant it is were trained to see them: by the
+        model's template for it, or one behind the other, with what the vocabulary has between them."""
+        if template := C.llama_model_chat_template(self._model, b"rerank"):
+            parts = re.split(r"(\{query\}|\{document\})", template.decode("utf-8", "replace"))
+            said = {"{query}": query, "{document}": document}
+            return self.tokens("".join(said.get(part, part) for part in parts))
+        end = [self._end] if C.llama_vocab_get_add_eos(self._vocab) else []
+        middle = [C.llama_vocab_sep(self._vocab)] if C.llama_vocab_get_add_sep(self._vocab) else []
+        begin = [self._bos] if self._bos >= 0 else []
+        return [*begin, *self._plain(query), *end, *middle, *self._plain(document), *end]
+
+    def _plain(self, text: str) -> list[int]:
+        return self._tokenize(text, continued=False, control=False)
+
+    def _tokenize(
+        self, text: str, continued: bool, *, framed: bool = False, control: bool = True
+    ) -> list[int]:
         if (
             continued and self.adds_space
         ):  # behind a byte that merges with nothing, no space is put before the text
@@ -324,7 +368,7 @@ class Runner:
             raise UsageError(f"a message holds half of a character ({text[error.start]!a})") from None
         room = len(data) + 2
         tokens = (C.llama_token * room)()
-        count = C.llama_tokenize(self._vocab, data, len(data), tokens, room, False, True)
+        count = C.llama_tokenize(self._vocab, data, len(data), tokens, room, framed, control)
         if count < 0:
             raise UsageError("a message cannot be turned into tokens")
         return list(tokens[:count])
@@ -641,7 +685,7 @@ def why_not(path: Path) -> str:
     return ""
 
 
-def refuse_what_does_not_chat(model: Any, vocab: Any, path: Path) -> None:
+def refuse_what_does_not_answer(model: Any, vocab: Any, path: Path) -> None:
     for refused, what in (
         (C.llama_vocab_type(vocab) == C.LLAMA_VOCAB_TYPE_NONE, "has no vocabulary"),
         (C.llama_model_has_encoder(model), "has an encoder, which is not supported yet"),
@@ -767,3 +811,137 @@ def physical_memory() -> int:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):
         return 8 * 2**30
+
+
+# Vectors
+
+
+def pooling(meta: Callable[[str], str]) -> int:
+    """How the vectors of a text's tokens become one, by the model's header: enum llama_pooling_type, -1 where
+    it does not say."""
+    value = meta(f"{meta('general.architecture')}.pooling_type")
+    return int(value) if re.fullmatch("[0-4]", value) else C.LLAMA_POOLING_TYPE_UNSPECIFIED
+
+
+def purpose(pooling: int, meta: Callable[[str], str]) -> Task:
+    """What a model was made for: those that embed or rank say how they pool, or read in both directions."""
+    if pooling == C.LLAMA_POOLING_TYPE_RANK:
+        return "rank"
+    both_ways = meta(f"{meta('general.architecture')}.attention.causal") == "false"
+    return "embed" if both_ways or pooling > C.LLAMA_POOLING_TYPE_NONE else "generate"
+
+
+class Vectors:
+    """Texts to vectors, or to scores, many at once; `mdl.engine.embedding.Vectors` says what is what.
+
+    In a context of its own, which is made anew when a text needs more room: most need little, and a model
+    that reads in both directions takes memory for the square of what it reads at once. A model that does not
+    say how to pool gives the mean.
+    """
+
+    def __init__(self, runner: Runner, settings: EngineSettings) -> None:
+        """Raises UnsupportedModel when there is no memory for it."""
+        self._runner = runner
+        self._threads = settings.threads or physical_cores()  # each step has many tokens
+        self.limit: int = runner.context
+        self.step: int = min(settings.batch, self.limit)
+        self.most: int = min(self.step, WHOLE_TEXTS if runner.whole else TEXTS)
+        self.splits = False
+        self._context: Any = None
+        self._room = 0
+        pointer, width = ctypes.POINTER(C.llama_seq_id), ctypes.sizeof(C.llama_seq_id)
+        self._numbers = (C.llama_seq_id * self.most)(*range(self.most))
+        start = ctypes.addressof(self._numbers)
+        self._slots = [ctypes.cast(start + index * width, pointer) for index in range(self.most)]
+        self._make(self.step)
+
+    def _make(self, room: int) -> None:
+        """A context for texts of so many tokens, and for steps."""
+        if self._context:
+            C.llama_free(self._context)
+        self._room = 0
+        self._context = C.llama_init_from_model(self._runner._model, self._params(room))
+        if not self._context:
+            raise UnsupportedModel(
+                f"there is no room for a text of {room:,} tokens: {self._runner.log.cause()}",
+                hint="send shorter texts",
+            )
+        self._runner.adapt(self._context)
+        self._room = room
+        self._memory = C.llama_get_memory(self._context)
+        self.splits = bool(self._memory) and bool(C.llama_get_causal_attn(self._context))
+        self.pooling: int = C.llama_pooling_type(self._context)
+
+    def _params(self, room: int) -> Any:
+        params = C.llama_context_default_params()
+        params.n_ctx = room
+        # For more than a batch at once, or less than a token of each text, llama.cpp ends the process.
+        params.n_batch = params.n_ubatch = max(self.step if self.splits else room, self.most)
+        params.n_seq_max, params.kv_unified = self.most, True
+        params.embeddings = True
+        if self._runner.pooling <= C.LLAMA_POOLING_TYPE_NONE:
+            params.pooling_type = C.LLAMA_POOLING_TYPE_MEAN
+        params.n_threads = params.n_threads_batch = self._threads
+        return params
+
+    # Reading
+
+    def read(self, text: str) -> list[int]:
+        return self._bounded(self._runner.framed, text)
+
+    def read_pair(self, query: str, document: str) -> list[int]:
+        return self._bounded(lambda text: self._runner.pair(query, text), document)
+
+    def _bounded(self, tokens_of: Callable[[str], list[int]], text: str) -> list[int]:
+        """Without a look at the rest of a text of which the beginning is too long: megabytes take seconds."""
+        begin = text[: 8 * self.limit + 1024]
+        tokens = tokens_of(begin)
+        return tokens if len(begin) == len(text) or len(tokens) > self.limit else tokens_of(text)
+
+    def checked(self, tokens: Sequence[int]) -> list[int]:
+        return self._runner._checked(tokens)
+
+    def cut(self, tokens: list[int]) -> list[int]:
+        if len(tokens) <= self.limit:
+            return tokens
+        end = tokens[-1:] if tokens[-1] in self._runner.closing else []
+        return tokens[: self.limit - len(end)] + end
+
+    # Running
+
+    def begin(self, room: int) -> None:
+        if room > self._room:
+            self._make(min(self.limit, 1 << (room - 1).bit_length()))
+        if self._memory:
+            C.llama_memory_clear(self._memory, False)
+
+    def run(self, pieces: Sequence[tuple[Sequence[int], int]]) -> "list[array[float]]":
+        status = C.llama_decode(self._context, self._batch(pieces))
+        if status:
+            cause = self._runner.log.cause()
+            raise EngineError(f"llama.cpp cannot compute this (llama_decode: {status}): {cause}")
+        width = self._runner.loaded.width
+        return [self._values(slot, width) for slot in range(len(pieces))]
+
+    def _batch(self, pieces: Sequence[tuple[Sequence[int], int]]) -> Any:
+        """What it points to is kept until the next one."""
+        tokens = [token for piece, _ in pieces for token in piece]
+        places = [place for piece, start in pieces for place in range(start, start + len(piece))]
+        slots = [self._slots[slot] for slot, (piece, _) in enumerate(pieces) for _ in piece]
+        size = len(tokens)
+        self._arrays = (
+            (C.llama_token * size)(*tokens),
+            (C.llama_pos * size)(*places),
+            (ctypes.c_int32 * size)(*[1] * size),
+            (ctypes.POINTER(C.llama_seq_id) * size)(*slots),
+        )
+        kinds = C.llama_token, C.llama_pos, ctypes.c_int32, ctypes.POINTER(C.llama_seq_id)
+        pointers = map(ctypes.cast, self._arrays, map(ctypes.POINTER, kinds))
+        first, *rest = pointers
+        return C.llama_batch(size, first, None, *rest, None)
+
+    def _values(self, slot: int, width: int) -> "array[float]":
+        values = C.llama_get_embeddings_seq(self._context, slot)
+        if not values:
+            raise EngineError("llama.cpp computed no vector for this text")
+        return array("f", ctypes.string_at(values, 4 * width))

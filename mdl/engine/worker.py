@@ -18,13 +18,14 @@ from typing import Any
 
 from mdl.engine import wire
 from mdl.engine.answer import Answer
+from mdl.engine.embedding import Embeddings
 from mdl.engine.prefix import Cache, Copy
 from mdl.engine.request import Chat, Completion, EngineFiles, EngineSettings, Format, Logprob, Sampling
 from mdl.engine.scheduler import Scheduler
 from mdl.engine.sequence import Sequence
 from mdl.engine.template import CHATML, CHATML_END, REASONING_TAGS, Prompt, Reasoning, Template, import_jinja
 from mdl.engine.tools import TAGS, Calls, form_of, grammar, open_grammar
-from mdl.errors import EngineError, MdlError, TooLong, UsageError
+from mdl.errors import EngineError, MdlError, TooLong, UnsupportedModel, UsageError
 
 TEMPLATE_SECONDS = 3.0
 TEMPLATE_MEMORY = 1 << 30
@@ -87,19 +88,27 @@ class Worker:
         self.sequences: dict[int, Sequence] = {}
         self.unsent: dict[int, Sequence] = {}
         self.preparing: set[int] = set()
+        self.settings = settings
+        self.embeddings: Embeddings | None = None  # made when somebody asks for it
         self.flushed = 0.0
 
     def serve(self) -> None:
         """For ever: what arrives, then a step."""
         inbox = self.pipes.inbox
         while True:
-            while not self.sequences or not inbox.empty():
+            while not self.busy or not inbox.empty():
                 message = inbox.get()
                 self.handle(message)
-                if "cancel" not in message:
+                if "cancel" not in message and "embed" not in message:
                     break  # one prompt between two steps: many that arrive at once hold up no answer
             if self.sequences:
                 self.step()
+            if self.embeddings is not None and self.embeddings.busy:
+                self.embeddings.step()
+
+    @property
+    def busy(self) -> bool:
+        return bool(self.sequences) or (self.embeddings is not None and self.embeddings.busy)
 
     # What is asked
 
@@ -248,6 +257,14 @@ class Worker:
     def detokenize(self, request: int, asked: Any) -> None:
         self.pipes.send(id=request, result=self.runner.text(asked))
 
+    def embed(self, request: int, asked: Any) -> None:
+        if self.embeddings is None:
+            self.embeddings = Embeddings(self.runner.vectors(self.settings), self.pipes.send)
+        self.embeddings.embed(request, asked)
+
+    def rank(self, *_: Any) -> None:
+        raise UnsupportedModel("this model writes answers: it was not made to rank", hint="name a reranker")
+
     def check_length(self, prompt: int, about: str = "") -> None:
         """Raises TooLong for a prompt of so many tokens that no answer would have room behind it."""
         if prompt >= self.context:
@@ -268,6 +285,8 @@ class Worker:
         self.preparing.discard(request)
         if sequence := self.sequences.get(request):
             self.release(sequence)
+        elif self.embeddings is not None:
+            self.embeddings.cancel(request)
 
     def release(self, sequence: Sequence) -> None:
         """Gives back what a finished or cancelled request holds."""
@@ -382,6 +401,54 @@ _ASKED = {
     "render": Worker.render_only,
     "tokenize": Worker.tokenize,
     "detokenize": Worker.detokenize,
+    "embed": Worker.embed,
+    "rank": Worker.rank,
+}
+
+
+class Embedder:
+    """The requests of a model that was made to embed, or to rank."""
+
+    def __init__(self, pipes: Pipes, runner: Any, settings: EngineSettings) -> None:
+        self.pipes = pipes
+        self.runner = runner
+        self.embeddings = Embeddings(runner.vectors(settings), pipes.send)
+
+    def serve(self) -> None:
+        """For ever: what arrives, then a step."""
+        inbox = self.pipes.inbox
+        while True:
+            while not self.embeddings.busy or not inbox.empty():
+                self.handle(inbox.get())
+            self.embeddings.step()
+
+    def handle(self, message: wire.Wire) -> None:
+        if "cancel" in message:
+            self.embeddings.cancel(message["cancel"])
+            return
+        try:
+            self.answer(message["id"], message)
+        except MdlError as error:
+            self.pipes.send(id=message["id"], error=wire.pack_error(error))
+
+    def answer(self, request: int, message: wire.Wire) -> None:
+        if "tokenize" in message:
+            text, begun = message["tokenize"]
+            tokens = self.runner.framed(text) if begun else self.runner.tokens(text)
+            self.pipes.send(id=request, result=tokens)
+        elif "detokenize" in message:
+            self.pipes.send(id=request, result=self.runner.text(message["detokenize"]))
+        elif self.runner.task == "embed" and "embed" in message:
+            self.embeddings.embed(request, message["embed"])
+        elif self.runner.task == "rank" and "rank" in message:
+            self.embeddings.rank(request, message["rank"])
+        else:
+            raise UnsupportedModel(*_MADE_FOR[self.runner.task])
+
+
+_MADE_FOR = {
+    "embed": ("this is an embedding model: it writes no answers, and ranks nothing", "ask it for embeddings"),
+    "rank": ("this is a reranker: it writes no answers, and has no embeddings", "ask it to rank documents"),
 }
 
 
@@ -452,7 +519,7 @@ def main() -> None:
         os._exit(BUG)
 
 
-def load(pipes: Pipes) -> Worker:
+def load(pipes: Pipes) -> Worker | Embedder:
     """Begins to import before it is known what to load."""
     from mdl.engine.llama import Runner, usable_gpus
 
@@ -461,8 +528,13 @@ def load(pipes: Pipes) -> Worker:
     files, settings = pipes.inbox.get()["load"]
     files, settings = wire.unpack(EngineFiles, files), wire.unpack(EngineSettings, settings)
     runner = Runner(files, settings)
+    worker: Worker | Embedder
+    if runner.task == "generate":
+        worker = Worker(pipes, runner, settings, files.template)
+    else:
+        worker = Embedder(pipes, runner, settings)
     pipes.send(loaded=wire.pack(runner.loaded))
-    return Worker(pipes, runner, settings, files.template)
+    return worker
 
 
 if __name__ == "__main__":
