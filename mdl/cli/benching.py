@@ -11,7 +11,7 @@ import typer
 from mdl import ui
 from mdl.cli import options
 from mdl.cli.options import ContextSize, Json, ModelOption, Offline, Pull
-from mdl.cli.running import AUTO, GpuLayers, Threads, engine_settings, held_files
+from mdl.cli.running import AUTO, GpuLayers, Threads, engine_settings, held_files, load
 from mdl.errors import DiskError, UsageError
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def bench(
     with ExitStack() as leases, Engine() as engine:
         library = options.open_library(pull=pull, offline=offline)
         files, profile = held_files(library, name, [], leases)
-        engine.load(files, profile.engine_settings(settings))
+        load(engine, files, profile.engine_settings(settings), library)
         with _steps(json) as watch:
             report = run(engine, plan, watch)
     if picture is not None:

@@ -14,6 +14,7 @@ from mdl.errors import UsageError
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from mdl.engine import Engine
     from mdl.engine.request import EngineFiles, EngineSettings
     from mdl.library import Library, Watch
     from mdl.model import Model
@@ -89,7 +90,7 @@ def chat(
         asked = _with_piped(prompt)
         library = options.open_library(pull=pull, offline=offline)
         files, profile = held_files(library, name, adapter or [], leases)
-        engine.load(files, profile.engine_settings(settings))
+        load(engine, files, profile.engine_settings(settings), library)
         from mdl import complete, config
         from mdl.chat import Options
 
@@ -103,10 +104,27 @@ def chat(
         def open_model(text: str) -> "tuple[Engine, Profile]":
             files, profile = held_files(library, text, adapter or [], leases)
             other = Engine()
-            other.load(files, profile.engine_settings(settings))
+            load(other, files, profile.engine_settings(settings), library)
             return other, profile
 
         return converse(engine, chosen, open_model, lambda: sorted(complete.models("")))
+
+
+def load(engine: "Engine", files: "EngineFiles", settings: "EngineSettings", library: "Library") -> None:
+    """Loads a model as it fits: where llama.cpp computes on GPUs, with as many layers there as have room."""
+    if gpus := engine.gpus():
+        from mdl import machine, memory, placement
+        from mdl.weights import Weights, identify
+
+        found = identify(files.model)
+        parts = found.files if isinstance(found, Weights) else (files.model,)
+        here = machine.now(gpus)
+        most = library.settings.memory or memory.room(here.memory_available)
+        placed = placement.place(placement.read(parts), settings, here, most)
+        settings = placed.settings
+        if placed.note:
+            ui.talk(placed.note)
+    engine.load(files, settings)
 
 
 def _model_and_prompt(words: list[str], option: str | None) -> tuple[str, str]:
