@@ -740,3 +740,21 @@ def test_reasoning_that_is_wanted_comes_before_what_the_answer_is_held_to(
 def test_a_grammar_cannot_go_with_calls_that_may_come(server: Server) -> None:
     status, answer = server.chat(tools=[WEATHER], grammar='root ::= "yes"')
     assert (status, answer["error"]["type"]) == (400, "invalid_request_error")
+
+
+@pytest.mark.parametrize(
+    ("fields", "thinking", "effort"),
+    [
+        ({}, None, ""),
+        ({"reasoning_effort": "none"}, False, "none"),
+        ({"reasoning_effort": "low"}, True, "low"),
+        ({"reasoning_effort": "max"}, True, "max"),
+        ({"chat_template_kwargs": {"enable_thinking": False}}, False, ""),
+        ({"reasoning_effort": "high", "chat_template_kwargs": {"enable_thinking": True}}, True, "high"),
+    ],
+)
+def test_an_effort_says_whether_to_think_and_how_long(
+    fields: dict[str, Any], thinking: bool | None, effort: str
+) -> None:
+    chat = asked(**fields).chat
+    assert (chat.thinking, chat.effort) == (thinking, effort)

@@ -312,3 +312,10 @@ def test_a_stop_string_in_the_reasoning_is_not_the_end():
 @pytest.mark.parametrize(("limit", "text"), [(2, "a"), (4, "abc")])
 def test_an_answer_is_no_longer_than_it_may_be(limit, text):
     assert answered([b"a", b"b", b"c", b"d"], limit=limit)[:2] == (text, "length")
+
+
+@pytest.mark.parametrize("effort", ["none", "low", "high"])
+def test_an_effort_is_told_to_templates_that_know_efforts(effort):
+    chat = Chat(HI.messages, thinking=effort != "none", effort=effort)
+    assert rendered("{{ reasoning_effort }}", chat) == effort
+    assert rendered("{{ reasoning_effort is defined }}", HI) == "False"

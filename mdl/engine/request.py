@@ -152,7 +152,8 @@ class Format:
 class Chat:
     """A conversation to be answered.
 
-    `thinking` None leaves it to the model's template. `continues`: the last message is the beginning of the
+    `thinking` None leaves it to the model's template; so does an `effort` of "", and templates that know no
+    efforts take any other for thinking or not. `continues`: the last message is the beginning of the
     answer, which goes on from there. `must_call` holds the answer to calls of `tools`, `only` to those of
     that name, and without `parallel_calls` there is at most one.
     """
@@ -166,6 +167,7 @@ class Chat:
     must_call: bool = False
     only: str = ""
     parallel_calls: bool = True
+    effort: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,10 +192,11 @@ Input = str | tuple[int, ...]
 @dataclass(frozen=True, slots=True)
 class Embed:
     """Texts, or tokens, to be turned into a vector each. `truncate` cuts those that are too long for the
-    model, at their end."""
+    model, at their end. `dimensions` cuts the vectors, which are of length one again after that."""
 
     inputs: tuple[Input, ...]
     truncate: bool = False
+    dimensions: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

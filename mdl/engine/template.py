@@ -34,6 +34,7 @@ REASONING_TAGS = (
 
 # The variables by which templates are told whether to let the model think first: Qwen's, and DeepSeek's.
 SWITCHES = ("enable_thinking", "thinking")
+EFFORT = "reasoning_effort"  # how long to think, by a word: gpt-oss's
 
 MAX_PROMPT = 16_000_000  # characters; the largest contexts hold about five million
 
@@ -115,7 +116,8 @@ class Template:
         if any(message.tool_calls for message in chat.messages) and "tool_calls" not in self.source:
             raise UsageError("the chat template of the model knows no calls of tools", hint=_NO_TOOLS)
         reasons = any(tag in self.source for pair in REASONING_TAGS for tag in pair)
-        if chat.thinking not in (None, reasons) and not any(name in self.source for name in SWITCHES):
+        switches = (*SWITCHES, EFFORT) if chat.effort else SWITCHES
+        if chat.thinking not in (None, reasons) and not any(name in self.source for name in switches):
             what = "always thinks" if reasons else "does not think first"
             raise UsageError(
                 f"the model {what}: its chat template has no switch for it", hint="leave it to the model"
@@ -139,6 +141,8 @@ class Template:
         }
         if chat.thinking is not None:
             variables |= dict.fromkeys(SWITCHES, chat.thinking)
+        if chat.effort:
+            variables[EFFORT] = chat.effort
         try:
             return _bounded(self._template().generate(**variables))
         except MdlError:

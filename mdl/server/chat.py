@@ -65,7 +65,7 @@ def asked(body: Any) -> Asked:
     chat = Chat(
         said,
         Sampling(**given),
-        thinking=_thinking(fields),
+        **_thinking(fields),
         format=openai.form(fields),
         continues=_is_begun(said),
         **tools(fields)._asdict(),
@@ -89,14 +89,14 @@ def _is_begun(said: tuple[Message, ...]) -> bool:
     return said[-1].role == "assistant" and not said[-1].tool_calls
 
 
-def _thinking(fields: Fields) -> bool | None:
-    effort = fields.choice("reasoning_effort", *EFFORTS)
-    by_effort = None if effort is None else effort != "none"
-    options = fields.object("chat_template_kwargs")
-    if options is None:
-        return by_effort
-    thinking = options.flag("enable_thinking")
-    options.done()
+def _thinking(fields: Fields) -> dict[str, Any]:
+    """Fields of Chat: whether to think first, and how long, by OpenAI's word or by llama.cpp's switch."""
+    effort = fields.choice("reasoning_effort", *EFFORTS) or ""
+    by_effort = effort != "none" if effort else None
+    thinking = None
+    if (options := fields.object("chat_template_kwargs")) is not None:
+        thinking = options.flag("enable_thinking")
+        options.done()
     if None not in (thinking, by_effort) and thinking != by_effort:
         fields.fail("reasoning_effort", "says something else than chat_template_kwargs.enable_thinking")
-    return by_effort if thinking is None else thinking
+    return {"thinking": by_effort if thinking is None else thinking, "effort": effort}
