@@ -11,6 +11,7 @@ from bisect import bisect_right, insort
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from math import hypot, isfinite
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
@@ -39,6 +40,7 @@ class Vectors(Protocol):
     limit: int
     step: int
     most: int
+    width: int
     splits: bool
     pooling: int
 
@@ -130,8 +132,13 @@ class Embeddings:
 
     def embed(self, request: int, asked: wire.Wire) -> None:
         embed = wire.unpack(Embed, asked)
+        width, dimensions = self._vectors.width, embed.dimensions
+        if dimensions is not None and not 1 <= dimensions <= width:
+            raise UsageError(
+                f"dimensions is {dimensions:,}, and has to be from 1 to {width:,} for this model"
+            )
         inputs = ((index, self._read(index, each, embed.truncate)) for index, each in enumerate(embed.inputs))
-        self._add(Job(request, inputs, len(embed.inputs), _embedded))
+        self._add(Job(request, inputs, len(embed.inputs), partial(_embedded, dimensions)))
 
     def rank(self, request: int, asked: wire.Wire) -> None:
         rank = wire.unpack(Rank, asked)
@@ -266,10 +273,11 @@ def normalised(values: Values) -> Values:
     return array("f", [value / length for value in values]) if length else values
 
 
-def _embedded(job: Job) -> wire.Wire:
+def _embedded(dimensions: int | None, job: Job) -> wire.Wire:
     count = range(len(job.lengths))
+    vectors = (normalised(job.values[index][:dimensions]) for index in count)
     return {
-        "vectors": [b64encode(_little(normalised(job.values[index]))).decode() for index in count],
+        "vectors": [b64encode(_little(vector)).decode() for vector in vectors],
         "tokens": [job.lengths[index] for index in count],
     }
 

@@ -846,6 +846,7 @@ class Vectors:
         self.limit: int = runner.context
         self.step: int = min(settings.batch, self.limit)
         self.most: int = min(self.step, WHOLE_TEXTS if runner.whole else TEXTS)
+        self.width: int = runner.loaded.width
         self.splits = False
         self._context: Any = None
         self._room = 0
@@ -920,8 +921,7 @@ class Vectors:
         if status:
             cause = self._runner.log.cause()
             raise EngineError(f"llama.cpp cannot compute this (llama_decode: {status}): {cause}")
-        width = self._runner.loaded.width
-        return [self._values(slot, width) for slot in range(len(pieces))]
+        return [self._values(slot) for slot in range(len(pieces))]
 
     def _batch(self, pieces: Sequence[tuple[Sequence[int], int]]) -> Any:
         """What it points to is kept until the next one."""
@@ -940,8 +940,8 @@ class Vectors:
         first, *rest = pointers
         return C.llama_batch(size, first, None, *rest, None)
 
-    def _values(self, slot: int, width: int) -> "array[float]":
+    def _values(self, slot: int) -> "array[float]":
         values = C.llama_get_embeddings_seq(self._context, slot)
         if not values:
             raise EngineError("llama.cpp computed no vector for this text")
-        return array("f", ctypes.string_at(values, 4 * width))
+        return array("f", ctypes.string_at(values, 4 * self.width))

@@ -12,7 +12,7 @@ from starlette.types import Receive, Scope, Send
 
 from mdl import __version__
 from mdl.errors import MdlError
-from mdl.server import chat, completions, failure, openai, tokens
+from mdl.server import chat, completions, embeddings, failure, openai, tokens
 from mdl.server.engines import Engines, Stop
 from mdl.server.failure import Ascii
 from mdl.server.generation import Generation
@@ -39,6 +39,9 @@ def app(service: Service, options: ServeOptions) -> Starlette:
             Route("/v1/models/{name:path}", OneModel(service), methods=["GET"]),
             Route("/v1/chat/completions", Generation(service, chat.asked), methods=["POST"]),
             Route("/v1/completions", Generation(service, completions.asked), methods=["POST"]),
+            Route("/v1/embeddings", Question(service, embeddings.embeddings), methods=["POST"]),
+            Route("/v1/rerank", Question(service, embeddings.rerank), methods=["POST"]),
+            Route("/rerank", Question(service, embeddings.rerank), methods=["POST"]),
             Route("/tokenize", Question(service, tokens.tokenize), methods=["POST"]),
             Route("/detokenize", Question(service, tokens.detokenize), methods=["POST"]),
         ],
