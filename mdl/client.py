@@ -27,16 +27,15 @@ class Client:
     followed."""
 
     def __init__(self, url: str, key: str = "") -> None:
-        parts = urlsplit(url)
         try:
-            port = parts.port
+            parts = urlsplit(url)
+            self._place = parts.hostname or "", parts.port
         except ValueError:
-            port = None
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+            self._place = "", None
+        if not self._place[0] or parts.scheme not in ("http", "https"):
             raise UsageError(f"{url!r:.200} is no address of a server", hint="such as http://127.0.0.1:3000")
         self.url = url
         self._connection = HTTPSConnection if parts.scheme == "https" else HTTPConnection
-        self._place = parts.hostname, port
         self._path = parts.path.rstrip("/")
         self._key = key
 

@@ -274,4 +274,5 @@ def lacking(needed: Need, machine: Machine, most: int) -> str:
 
 
 def _too_much(size: int, most: int, where: str) -> str:
-    return f"needs {size / 1e9:.1f} GB of {where}, where {most / 1e9:.1f} GB can be used"
+    unit, name = (1e9, "GB") if max(size, most) >= 1e9 else (1e6, "MB")
+    return f"needs {size / unit:.1f} {name} of {where}, where {max(0, most) / unit:.1f} {name} can be used"
