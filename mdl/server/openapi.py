@@ -43,11 +43,12 @@ def _get(name: str, about: str, schema: Schema, errors: tuple[str, ...] = _ALWAY
     return {"get": _operation(name, about, _answer(schema), errors)}
 
 
-def _post(name: str, about: str, request: str, answer: str, streams: bool = False) -> dict[str, Any]:
+def _post(name: str, about: str, request: str, answer: str, chunk: str = "") -> dict[str, Any]:
+    """With a `chunk`, the answer may come as a stream of those."""
     operation = _operation(name, about, _answer(schemas.ref(answer)), _OF_ANSWERS)
     body = {"required": True, "content": {"application/json": {"schema": schemas.ref(request)}}}
-    if streams:
-        operation["responses"]["200"]["content"]["text/event-stream"] = {"schema": schemas.text()}
+    if chunk:
+        operation["responses"]["200"]["content"]["text/event-stream"] = {"schema": schemas.events(chunk)}
     return {"post": {**operation, "requestBody": body}}
 
 
@@ -88,11 +89,16 @@ PATHS = {
     "/v1/models": _get("models", "The models that can be asked.", schemas.ref("Models")),
     "/v1/models/{name}": _model(),
     "/v1/chat/completions": _post(
-        "chat", "Answers a conversation.", "ChatRequest", "ChatCompletion", streams=True
+        "chat", "Answers a conversation.", "ChatRequest", "ChatCompletion", "ChatChunk"
     ),
     "/v1/completions": _post(
-        "complete", "Goes on with texts.", "CompletionRequest", "Completion", streams=True
+        "complete", "Goes on with texts.", "CompletionRequest", "Completion", "CompletionChunk"
     ),
+    "/v1/embeddings": _post("embed", "Turns texts into vectors.", "EmbeddingRequest", "Embeddings"),
+    "/v1/rerank": _post(
+        "rerank", "Tells how relevant documents are to a query.", "RerankRequest", "Reranking"
+    ),
+    "/rerank": _post("rerankAlias", "The same as /v1/rerank.", "RerankRequest", "Reranking"),
     "/tokenize": _post("tokenize", "The tokens of a text or of a conversation.", "TokenizeRequest", "Tokens"),
     "/detokenize": _post("detokenize", "The text of tokens.", "DetokenizeRequest", "Text"),
 }

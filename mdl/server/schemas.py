@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from mdl.engine.request import MOST_BIASES
-from mdl.server import chat, completions, messages, openai, tokens, tools
+from mdl.server import chat, completions, embeddings, messages, openai, tokens, tools
 
 Schema = dict[str, Any]
 
@@ -52,22 +52,26 @@ def ref(name: str) -> Schema:
 
 def asked(needed: dict[str, Schema], **others: Schema) -> Schema:
     """An object in a request: other fields than these are refused."""
-    fields = {**needed, **{name: _or_null(schema) for name, schema in others.items()}}
+    fields = {**{name: _or_null(schema) for name, schema in others.items()}, **needed}
     return {
         "type": "object",
         "properties": fields,
-        **({"required": [*needed]} if needed else {}),
+        **_required(needed),
         "additionalProperties": False,
     }
 
 
 def told(needed: dict[str, Schema], **others: Schema) -> Schema:
     """An object in an answer, to which later versions may add."""
-    return {"type": "object", "properties": {**needed, **others}, "required": [*needed]}
+    return {"type": "object", "properties": {**needed, **others}, **_required(needed)}
 
 
 def nullable(schema: Schema) -> Schema:
     return _or_null(schema)
+
+
+def _required(names: Iterable[str]) -> Schema:
+    return {"required": [*names]} if names else {}
 
 
 def _about(schema: Schema, about: str) -> Schema:
@@ -183,6 +187,12 @@ _PARTS = any_of(
     asked({"type": one_of(["refusal"]), "refusal": text()}),
 )
 _CONTENT = any_of(text(), array(_PARTS, messages.MOST_PARTS))
+# What an assistant has said: one of these at least.
+_SAID: tuple[dict[str, Schema], ...] = (
+    {"content": _CONTENT},
+    {"tool_calls": array(_CALL, messages.MOST_CALLS, minItems=1)},
+    {"refusal": _TEXTS},
+)
 _ASSISTANT = {
     "name": text(),
     "refusal": text(),
@@ -193,7 +203,7 @@ _ASSISTANT = {
 }
 _MESSAGE = any_of(
     asked({"role": one_of(["system", "developer", "user"]), "content": _CONTENT}, name=text()),
-    asked({"role": one_of(["assistant"])}, content=_CONTENT, **_ASSISTANT),
+    *(asked({"role": one_of(["assistant"]), **said}, **_ASSISTANT | {"content": _CONTENT}) for said in _SAID),
     asked({"role": one_of(["tool"]), "content": _CONTENT, "tool_call_id": text()}, name=text()),
 )
 _TOOL = asked(
@@ -282,10 +292,41 @@ def _detokenize() -> Schema:
     return asked({"tokens": array(TOKEN, tokens.MOST_TOKENS)}, model=MODEL, keep_alive=KEEP_ALIVE)
 
 
+def _embedding() -> Schema:
+    words = text(minLength=1)
+    tokens_ = array(TOKEN, minItems=1)
+    several = array(any_of(words, tokens_), embeddings.MOST_INPUTS, minItems=1)
+    return asked(
+        {"input": any_of(words, tokens_, several, about="A text, tokens, or several of either.")},
+        model=MODEL,
+        encoding_format=one_of(["float", "base64"], "base64: of little-endian float32."),
+        dimensions=integer(1, embeddings.LARGEST, "The first ones of each vector, of length one again."),
+        truncate=flag("Cuts texts that are too long for the model at their end, instead of refusing them."),
+        keep_alive=KEEP_ALIVE,
+        user=text(),
+    )
+
+
+def _rerank() -> Schema:
+    words = text(minLength=1)
+    return asked(
+        {
+            "query": words,
+            "documents": array(any_of(words, asked({"text": words})), embeddings.MOST_DOCUMENTS, minItems=1),
+        },
+        model=MODEL,
+        top_n=integer(1, embeddings.MOST_DOCUMENTS, "Only so many, the most relevant ones."),
+        return_documents=flag("Tells the documents again, not only their places."),
+        keep_alive=KEEP_ALIVE,
+    )
+
+
 REQUESTS = {
     "ChatRequest": _chat(),
     "Message": _MESSAGE,
     "CompletionRequest": _completion(),
+    "EmbeddingRequest": _embedding(),
+    "RerankRequest": _rerank(),
     "TokenizeRequest": _tokenize(),
     "DetokenizeRequest": _detokenize(),
     "StopRequest": asked({"model": MODEL}, force=flag("Does not wait for the answers that it is giving.")),
@@ -338,13 +379,14 @@ _TEXT_LOGPROBS = told(
 )
 
 
+_HEAD = {"id": text(), "created": _COUNT, "model": text()}
+
+
 def _generated(kind: str, **choice: Schema) -> Schema:
     return told(
         {
-            "id": text(),
+            **_HEAD,
             "object": one_of([kind]),
-            "created": _COUNT,
-            "model": text(),
             "choices": array(told({"index": _COUNT, **choice, "finish_reason": _FINISH})),
             "usage": ref("Usage"),
             "timings": ref("Timings"),
@@ -352,6 +394,33 @@ def _generated(kind: str, **choice: Schema) -> Schema:
     )
 
 
+def _chunk(kind: str, **choice: Schema) -> Schema:
+    choices = array(told({"index": _COUNT, **choice, "finish_reason": nullable(_FINISH)}))
+    return told(
+        {**_HEAD, "object": one_of([kind]), "choices": choices},
+        usage=nullable(ref("Usage")),
+        timings=ref("Timings"),
+    )
+
+
+def events(name: str) -> Schema:
+    """Each event of a stream. What fails after the stream has begun is told in it."""
+    data = text(contentMediaType="application/json", contentSchema=any_of(ref(name), ref("Error")))
+    return told({"data": any_of(one_of(["[DONE]"]), data)}, event=one_of(["message"]))
+
+
+_CALL_PIECE = told(
+    {"index": _COUNT, "function": told({"arguments": text()}, name=text())},
+    id=text("In the first piece of a call, like the name."),
+    type=_FUNCTION,
+)
+_DELTA = told(
+    {},
+    role=one_of(["assistant"]),
+    content=text(),
+    reasoning_content=text(),
+    tool_calls=array(_CALL_PIECE),
+)
 _MODEL = told({"id": text(), "object": one_of(["model"]), "created": {"type": "integer"}, "owned_by": text()})
 _ERROR = told(
     {
@@ -388,9 +457,34 @@ _ENGINE = told(
     }
 )
 
+_READ = told({"prompt_tokens": _COUNT, "total_tokens": _COUNT})
+_VECTOR = told(
+    {
+        "object": one_of(["embedding"]),
+        "index": _COUNT,
+        "embedding": any_of(array({"type": "number"}), text("In base64, where that was asked for.")),
+    }
+)
+_RANKED = told(
+    {
+        "index": _COUNT,
+        "relevance_score": {
+            "type": "number",
+            "description": "As the model gives it: the higher, the more relevant.",
+        },
+    },
+    document=told({"text": text()}),
+)
+
 ANSWERS = {
     "ChatCompletion": _generated("chat.completion", message=_ANSWER, logprobs=nullable(_CHAT_LOGPROBS)),
     "Completion": _generated("text_completion", text=text(), logprobs=nullable(_TEXT_LOGPROBS)),
+    "Embeddings": told({"object": one_of(["list"]), "data": array(_VECTOR), "model": text(), "usage": _READ}),
+    "Reranking": told(
+        {"object": one_of(["list"]), "model": text(), "results": array(_RANKED), "usage": _READ}
+    ),
+    "ChatChunk": _chunk("chat.completion.chunk", delta=_DELTA, logprobs=nullable(_CHAT_LOGPROBS)),
+    "CompletionChunk": _chunk("text_completion", text=text(), logprobs=nullable(_TEXT_LOGPROBS)),
     "Usage": _USAGE,
     "Timings": _TIMINGS,
     "Tokens": told({"tokens": array(TOKEN), "count": _COUNT}),
