@@ -37,7 +37,7 @@ READERS: dict[str, tuple[Reader, dict[str, Any]]] = {
     "CompletionRequest": (completions.asked, {"prompt": "1 2 3"}),
     "DetokenizeRequest": (tokens.detokenize, {"tokens": [1]}),
 }
-EXAMPLES = 40  # of what fits a schema, and as many of what does not, for each operation
+EXAMPLES = 25  # of what fits a schema, and as many of what does not, for each operation
 MOST_ITEMS = 4  # in what is made up: the limits themselves are tested where they are
 
 
@@ -134,6 +134,7 @@ TAKEN = {
     "tool_choice": [None, "auto", "none"],
     "max_completion_tokens": [None],
     "typical": [None],
+    "keep_alive": [None, "5m", 60],
     "logit_bias": [None, {"5": -100}],
 }
 
@@ -146,11 +147,13 @@ def narrowed(published: dict[str, Any], mode: GenerationMode) -> dict[str, Any]:
     for schema in walk({name: schemas[name] for name in schemas if name.endswith("Request")}):
         if "maxItems" in schema:
             schema["maxItems"] = min(schema["maxItems"], MOST_ITEMS)
+            if mode is GenerationMode.NEGATIVE:
+                del schema["maxItems"]  # five are not too many
         for name in set(TAKEN) & set(schema.get("properties", {})):
             if mode is GenerationMode.POSITIVE or name == "model":
                 schema["properties"][name] = {"enum": TAKEN[name]}
     for schema in walk({name: schemas[name] for name in schemas if not name.endswith("Request")}):
-        if "required" in schema and "properties" in schema:
+        if "properties" in schema:
             schema.setdefault("additionalProperties", False)
     return narrow
 

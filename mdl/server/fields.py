@@ -35,6 +35,8 @@ class Fields:
         value = self.take(name)
         if value is None:
             return None
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)  # 16.0 is a whole number, and some languages have no others
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
             self.fail(name, f"has to be a whole number from {low} to {high}")
         return value
