@@ -66,12 +66,29 @@ ANSWERS = [
         [("f", '{"t": "</tool_call> \\"}{\\\\"}')],
     ),
     ('<tool_call>{"name": "Grüße", "arguments": {"s": "é"}}</tool_call>', "", [("Grüße", '{"s": "é"}')]),
+    ('<tool_call>{"name": "f", "arguments": null}</tool_call>', "", [("f", "{}")]),
+    ('<tool_call>{"name": "\\u0066", "arguments": {}}</tool_call>', "", [("f", "{}")]),
+    ('<tool_call>{"name": "\\ud800", "arguments": {}}</tool_call>', "", [("?", "{}")]),
+    ('<tool_call>{"arguments": {"a": "\\ud800"}, "name": "f"}</tool_call>', "", [("f", '{"a": "?"}')]),
+    # What a model has forgotten to close ends with the call.
+    ('<tool_call>{"name": "f", "arguments": {"a": [1</tool_call> so', "so", [("f", '{"a": [1')]),
+    ('<tool_call>{"name": "f", "arguments": {"a": <b </t}}</tool_call>', "", [("f", '{"a": <b </t}')]),
     # Not calls, after all: nothing is lost.
     ("a <tool_cal", "a <tool_cal", []),
     ("a <tool_call> b", "a <tool_call> b", []),
     ("<tool_call>hello</tool_call> you", "<tool_call>hello</tool_call> you", []),
     ('<tool_call>{"name": 5}</tool_call>', '<tool_call>{"name": 5}</tool_call>', []),
-    ("<tool_call>[]</tool_call>", "<tool_call>[]</tool_call>", []),
+    *(
+        (f"<tool_call>{broken}</tool_call>", f"<tool_call>{broken}</tool_call>", [])
+        for broken in (
+            "[]",
+            '{"name": "", "arguments": {}}',
+            '{"name": "a\\q", "arguments": {}}',
+            '{"name": "a\nb", "arguments": {}}',
+            '{"name": "a", "arguments": }',
+            "[" * 3000,
+        )
+    ),
     (f"x <tool_call></tool_call>{CALL}", "x <tool_call></tool_call>", [WEATHER]),
     # Cut: what has been told stays.
     ('<tool_call>{"name": "f", "arguments": {"a": "b', "", [("f", '{"a": "b')]),
@@ -125,6 +142,11 @@ def test_stop_strings_are_looked_for_in_the_text_and_not_in_calls():
 def test_the_form_of_a_model_is_told_from_its_template():
     assert form_of("{{ '<tool_call>' }} … {{ '</tool_call>' }}") is FORM
     assert form_of("{{ messages }}") is None
+
+
+@pytest.mark.parametrize("other", ["<function=f>", "<arg_key>a</arg_key>"])
+def test_what_others_write_between_the_same_tags_is_not_taken_for_it(other):
+    assert form_of(f"{{{{ '<tool_call>{other}</tool_call>' }}}}") is None
 
 
 def tool(name, parameters):

@@ -19,23 +19,33 @@ Tool = Mapping[
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """A call between two tags, as a JSON object that has its name and arguments under these names."""
+    """A call between two tags, as a JSON object that has its name and arguments under these names. `unlike`
+    is what templates have of which the models write something else between the same tags."""
 
     start: str
     end: str
     name: str = "name"
     arguments: str = "arguments"
+    unlike: tuple[str, ...] = ()
+
+    def fits(self, template: str) -> bool:
+        """Whether the model of this chat template writes calls so."""
+        own = self.start in template and self.end in template
+        return own and not any(mark in template for mark in self.unlike)
 
 
-# The forms that are known. A model's is the first of which its chat template has the tags.
-FORMS = (Form("<tool_call>", "</tool_call>"),)  # Hermes, Qwen, and others after them
+# The forms that are known. A model's is the first that fits its chat template.
+FORMS = (
+    # Hermes, Qwen, and others after them; but not Qwen3-Coder, GLM and Hunyuan, which write no JSON there.
+    Form("<tool_call>", "</tool_call>", unlike=("<function=", "<arg_key>", "<tool_sep>")),
+)
 
 TAGS = tuple(tag for form in FORMS for tag in (form.start, form.end))
 
 
 def form_of(template: str) -> Form | None:
     """How a model writes calls, by its chat template."""
-    return next((form for form in FORMS if form.start in template and form.end in template), None)
+    return next((form for form in FORMS if form.fits(template)), None)
 
 
 def new_id() -> str:
@@ -142,9 +152,9 @@ class _Call:
         self.text += text
         arguments = ""
         if self._value is None and (head := self._head.match(self.text[:LONGEST_HEAD])):
-            self.name = json.loads(head[1])
+            self.name = _encodable(json.loads(head[1]))
             self.text, self._searched = self.text[head.end() :], 0
-            self._value = _Value()
+            self._value = _Value(self._form.end)
         if self._value is not None and not self._value.over:
             length = self._value.feed(self.text)
             arguments, self.text = self.text[:length], self.text[length:]
@@ -167,45 +177,66 @@ class _Call:
         """The arguments of a call in another order; none where it is no call."""
         try:
             call = json.loads(text)
-            name, arguments = call[self._form.name], call.get(self._form.arguments, {})
+            name, arguments = call[self._form.name], call.get(self._form.arguments)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return ""
-        if not isinstance(name, str):
+        if not isinstance(name, str) or not name:
             return ""
-        self.name = name
-        return arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+        self.name = _encodable(name)
+        if arguments is None:
+            return "{}"
+        return _encodable(
+            arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+        )
+
+
+def _encodable(text: str) -> str:
+    """JSON may escape half of a surrogate pair, which no UTF-8 can tell."""
+    return text.encode("utf-8", "replace").decode()
 
 
 LONGEST_HEAD = 4096  # characters up to the arguments
 
 
+_STRING = r'"(?:[^"\\\x00-\x1f]|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))+"'  # of JSON, and not empty
+
+
 def _head(form: Form) -> re.Pattern[str]:
     """The beginning of a call up to its arguments, in the order in which models are taught to write it."""
     name, arguments = re.escape(form.name), re.escape(form.arguments)
-    return re.compile(rf'\s*\{{\s*"{name}"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"{arguments}"\s*:\s*(?=\{{)')
+    return re.compile(rf'\s*\{{\s*"{name}"\s*:\s*({_STRING})\s*,\s*"{arguments}"\s*:\s*(?=\{{)')
 
 
 class _Value:
-    """Finds the end of a JSON object as it comes."""
+    """Finds the end of a JSON object as it comes: where it closes, or where `tag` comes outside of its
+    strings, as a model that has forgotten a bracket writes it."""
 
-    def __init__(self) -> None:
+    def __init__(self, tag: str) -> None:
         self.over = False
+        self._tag = tag
+        self._outside = re.compile(rf'["{{}}\[\]{re.escape(tag[0])}]')
         self._depth = 0
         self._in_string = False
         self._escaped = False
 
     def feed(self, text: str) -> int:
-        """How many characters of the text belong to it."""
+        """How many characters of the text belong to it; what may be the tag comes again, with more."""
         place = 0
         while place < len(text):
             if self._escaped:
                 self._escaped = False
                 place += 1
                 continue
-            mark = (_IN_STRING if self._in_string else _OUTSIDE).search(text, place)
+            mark = (_IN_STRING if self._in_string else self._outside).search(text, place)
             if mark is None:
                 return len(text)
             place = mark.end()
+            if mark[0] == self._tag[0]:
+                tail = text[mark.start() : mark.start() + len(self._tag)]
+                if self._tag.startswith(tail):
+                    self.over = tail == self._tag
+                    return mark.start()
+                continue
             self._meet(mark[0])
             if self.over:
                 return place
@@ -221,7 +252,7 @@ class _Value:
             self.over = self._depth == 0
 
 
-_IN_STRING, _OUTSIDE = re.compile(r'["\\]'), re.compile(r'["{}\[\]]')
+_IN_STRING = re.compile(r'["\\]')
 
 
 def _partial(text: str, tag: str) -> int:
@@ -326,7 +357,9 @@ def _answer(answer: Format) -> str:
     from mdl.engine.schema import parsed, prepared
 
     if answer.kind not in ("json", "schema"):
-        raise UsageError("an answer that may call tools can only be held to JSON besides, not to a grammar")
+        raise UsageError(
+            "an answer that may call tools can only be held to JSON besides, not to a grammar", field="format"
+        )
     schema = {"type": "object"} if answer.kind == "json" else parsed(answer.text)
     return f"answer: %json {json.dumps(prepared(schema))}"
 
