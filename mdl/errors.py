@@ -26,7 +26,13 @@ class MdlError(Exception):
 
 
 class UsageError(MdlError):
+    """`field` is what of a request is wrong, by its name in `engine.request`, where that is known."""
+
     code = 2
+
+    def __init__(self, message: str, hint: str = "", field: str = "") -> None:
+        super().__init__(message, hint)
+        self.field = field
 
 
 class TooLong(UsageError):

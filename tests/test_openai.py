@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 import os
 import signal
 from collections.abc import Iterator
@@ -16,11 +17,12 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from pydantic import BaseModel, Field
 from serving import CHAT, FRANCE, STORY, Server, cache, text
 
-from mdl.engine.request import Chat, Format, Sampling, ToolCall
+from mdl.engine.request import CallPiece, Chat, Delta, Format, Logprob, Sampling, ToolCall
 from mdl.errors import MdlError
 from mdl.profiles import Profile
 from mdl.server import chat
 from mdl.server import openai as dialect
+from mdl.server.chunks import Chunks
 from mdl.server.fields import Fields
 
 PARIS = "The capital of France is Paris."
@@ -262,6 +264,7 @@ def test_a_bias_forbids_a_token(server: Server) -> None:
 def test_a_bias_for_a_token_that_the_model_does_not_have_is_refused(server: Server) -> None:
     status, answer = server.chat(logit_bias={"2048": 1})
     assert (status, answer["error"]["type"]) == (400, "invalid_request_error")
+    assert answer["error"]["param"] == "logit_bias"
     assert "logit_bias has token 2048" in answer["error"]["message"]
 
 
@@ -618,8 +621,9 @@ def test_timings_tell_tokens_and_milliseconds(server: Server) -> None:
     assert timings["predicted_n"] == usage["completion_tokens"]
     assert timings["predicted_ms"] > 0
     for usage_wanted in (True, False):
-        *_, last = events(server, messages=STORY, stream_options={"include_usage": usage_wanted})
+        *chunks, last = events(server, messages=STORY, stream_options={"include_usage": usage_wanted})
         assert last["timings"]["predicted_n"] == usage["completion_tokens"]
+        assert not any("timings" in chunk for chunk in chunks)
 
 
 def test_a_prompt_that_was_computed_before_is_told_as_cached(server: Server) -> None:
@@ -758,3 +762,71 @@ def test_an_effort_says_whether_to_think_and_how_long(
 ) -> None:
     chat = asked(**fields).chat
     assert (chat.thinking, chat.effort) == (thinking, effort)
+
+
+# What only the model's engine can refuse
+
+
+BROKEN = {"type": "thing"}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"messages": [{"role": "user", "content": "word " * 5000}]}, "messages"),
+        ({"messages": [*FRANCE, {"role": "assistant", "content": "", "reasoning_content": "x"}]}, "messages"),
+        ({"json_schema": BROKEN}, "json_schema"),
+        ({"response_format": {"type": "json_object", "schema": BROKEN}}, "response_format"),
+        ({"grammar": "root"}, "grammar"),
+        ({"grammar": 'root ::= "yes"', "tools": [WEATHER]}, "grammar"),
+        ({"tools": [function("f", parameters=BROKEN)], "tool_choice": "required"}, "tools"),
+        ({"tools": [function("f", parameters=BROKEN, strict=True)]}, "tools"),
+        ({"logit_bias": {"9999": 1}}, "logit_bias"),
+    ],
+)
+def test_what_the_engine_refuses_is_refused_by_the_name_of_its_field(
+    server: Server, fields: dict[str, Any], param: str, stream: bool
+) -> None:
+    status, answer = server.chat(stream=stream, **fields)
+    assert (status, answer["error"]["type"], answer["error"]["param"]) == (
+        400,
+        "invalid_request_error",
+        param,
+    )
+
+
+# Pieces as they come, one by one
+
+
+def chunk_of(delta: Delta) -> list[dict[str, Any]]:
+    lines = Chunks("demo", 1, include_usage=True).piece(0, delta).split("\n\n")
+    return [json.loads(line.removeprefix("data: "))["choices"][0] for line in lines if line]
+
+
+def test_a_call_in_pieces_has_its_id_and_name_only_in_the_first_one() -> None:
+    pieces = (CallPiece(0, "call_1", "f"), CallPiece(0, arguments='{"a":'), CallPiece(0, arguments="1}"))
+    first, *rest = [
+        chunk["delta"]["tool_calls"] for piece in pieces for chunk in chunk_of(Delta(calls=(piece,)))
+    ]
+    assert first == [
+        {"index": 0, "id": "call_1", "type": "function", "function": {"name": "f", "arguments": ""}}
+    ]
+    assert rest == [
+        [{"index": 0, "function": {"arguments": '{"a":'}}],
+        [{"index": 0, "function": {"arguments": "1}"}}],
+    ]
+
+
+def test_reasoning_text_and_calls_of_one_piece_are_chunks_of_their_own_and_tell_the_tokens_once() -> None:
+    told = (Logprob(7, b"\xd0", -math.inf, ((7, b"\xd0", -math.inf),)),)
+    chunks = chunk_of(Delta("text", "thought", calls=(CallPiece(0, "1", "f"),), logprobs=told))
+    assert [list(chunk["delta"]) for chunk in chunks] == [["reasoning_content"], ["content"], ["tool_calls"]]
+    token = {"token": "\ufffd", "bytes": [0xD0], "logprob": -9999.0}
+    assert chunks[0]["logprobs"] == {"content": [{**token, "top_logprobs": [token]}], "refusal": None}
+    assert [chunk["logprobs"] for chunk in chunks[1:]] == [None, None]
+
+
+def test_tokens_that_say_nothing_yet_are_told_all_the_same() -> None:
+    (chunk,) = chunk_of(Delta(logprobs=(Logprob(7, b"\xd0", -1.0),)))
+    assert (chunk["delta"], chunk["logprobs"]["content"][0]["logprob"]) == ({}, -1.0)

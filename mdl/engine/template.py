@@ -112,7 +112,7 @@ class Template:
     def _refuse_what_it_leaves_out(self, chat: Chat) -> None:
         """Of what a request asks for, nothing is dropped in silence."""
         if chat.tools and "tools" not in self.source:
-            raise UsageError("the chat template of the model knows no tools", hint=_NO_TOOLS)
+            raise UsageError("the chat template of the model knows no tools", _NO_TOOLS, "tools")
         if any(message.tool_calls for message in chat.messages) and "tool_calls" not in self.source:
             raise UsageError("the chat template of the model knows no calls of tools", hint=_NO_TOOLS)
         reasons = any(tag in self.source for pair in REASONING_TAGS for tag in pair)
@@ -120,7 +120,9 @@ class Template:
         if chat.thinking not in (None, reasons) and not any(name in self.source for name in switches):
             what = "always thinks" if reasons else "does not think first"
             raise UsageError(
-                f"the model {what}: its chat template has no switch for it", hint="leave it to the model"
+                f"the model {what}: its chat template has no switch for it",
+                hint="leave it to the model",
+                field="thinking",
             )
 
     def _disarm(self, chat: Chat) -> tuple[Chat, str]:

@@ -35,7 +35,7 @@ from mdl.engine.request import (
     ToolCall,
     Usage,
 )
-from mdl.errors import EngineError, MdlError, TooLong
+from mdl.errors import EngineError, MdlError, TooLong, UsageError
 
 Wire = dict[str, Any]
 R = TypeVar("R")
@@ -148,8 +148,9 @@ def unpack_done(wire: list[Any]) -> tuple[int, Delta]:
 
 
 def pack_error(error: MdlError) -> Wire:
-    return {"kind": type(error).__name__, "message": error.message, "hint": error.hint}
+    field = {"field": error.field} if isinstance(error, UsageError) else {}
+    return {"kind": type(error).__name__, "message": error.message, "hint": error.hint, **field}
 
 
 def unpack_error(wire: Wire) -> MdlError:
-    return _ERRORS.get(wire["kind"], MdlError)(wire["message"], wire["hint"])
+    return _ERRORS.get(wire.pop("kind"), MdlError)(**wire)

@@ -152,11 +152,14 @@ class Worker:
 
     def chat(self, request: int, asked: Any) -> None:
         chat = wire.unpack(Chat, asked)
-        # Megabytes would hold up the answers of others for seconds, to be refused in the end.
-        self.check_length(self.runner.fewest_tokens(_characters(chat)), "at least ")
-        prompt = self.render(request, chat)
-        tokens = self.runner.tokenize(prompt.pieces)
-        self.start(request, tokens, self.answer(chat, prompt), chat.sampling, format=self.form(chat))
+        with _about("messages"):
+            # Megabytes would hold up the answers of others for seconds, to be refused in the end.
+            self.check_length(self.runner.fewest_tokens(_characters(chat)), "at least ")
+            prompt = self.render(request, chat)
+            tokens = self.runner.tokenize(prompt.pieces)
+            with _about("tools"):
+                form = self.form(chat)
+            self.start(request, tokens, self.answer(chat, prompt), chat.sampling, format=form)
 
     def answer(self, chat: Chat, prompt: Prompt) -> Answer:
         """How to read what the model says."""
@@ -177,7 +180,10 @@ class Worker:
         return chat.format
 
     def completion(self, request: int, asked: Any) -> None:
-        completion = wire.unpack(Completion, asked)
+        with _about("prompt"):
+            self.complete(request, wire.unpack(Completion, asked))
+
+    def complete(self, request: int, completion: Completion) -> None:
         prompt, suffix = completion.prompt, completion.suffix or ""
         tokens = 0 if isinstance(prompt, str) else len(prompt)
         characters = (len(prompt) if isinstance(prompt, str) else 0) + len(suffix)
@@ -220,17 +226,21 @@ class Worker:
             raise UsageError("the prompt is empty")
         self.check_length(len(tokens))
         longest = sampling.max_tokens or self.context
+        with _about("format"):
+            constraint = None if format is None else self.constraint(format)
+        with _about("logit_bias"):
+            sampler = self.runner.sampler(sampling)
         sequence = Sequence(
             request,
             tokens,
             min(self.context, len(tokens) + (longest if answers else 0)),
             answer,
-            constraint=None if format is None else self.constraint(format),
+            constraint=constraint,
             logprobs=sampling.logprobs,
             echoes=echoes,
             # What was computed in other steps differs in the last digits, which can be another word.
             fresh=sampling.seed is not None,
-            sampler=self.runner.sampler(sampling),
+            sampler=sampler,
         )
         self.sequences[request] = sequence
         self.scheduler.add(sequence)
@@ -461,6 +471,16 @@ def _characters(chat: Chat) -> int:
     """Of what templates write into the prompt; reasoning, which many leave out, is not counted."""
     said = sum(len(message.content) for message in chat.messages)
     return said + (len(json.dumps(chat.tools, ensure_ascii=False)) if chat.tools else 0)
+
+
+@contextmanager
+def _about(field: str) -> Iterator[None]:
+    """What is refused inside is refused for this field, unless it says another one."""
+    try:
+        yield
+    except UsageError as error:
+        error.field = error.field or field
+        raise
 
 
 @contextmanager

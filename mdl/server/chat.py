@@ -42,6 +42,7 @@ class Asked:
     stream: bool
     include_usage: bool
     keep_alive: float | None
+    params: Mapping[str, str]
 
     def requests(self, profile: Profile) -> tuple[Chat, ...]:
         return openai.several(profile.chat(self.chat, self.given), self.answers)
@@ -73,7 +74,8 @@ def asked(body: Any) -> Asked:
     keep_alive = openai.keep_alive(fields)
     openai.pass_over(fields, HARMLESS)
     fields.done()
-    return Asked(model, chat, given, answers, stream, include_usage, keep_alive)
+    params = openai.params(body)
+    return Asked(model, chat, given, answers, stream, include_usage, keep_alive, params)
 
 
 def _logprobs(fields: Fields) -> dict[str, int]:

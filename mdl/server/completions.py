@@ -32,6 +32,7 @@ class Asked:
     stream: bool
     include_usage: bool
     keep_alive: float | None
+    params: Mapping[str, str]
 
     @property
     def answers(self) -> int:
@@ -72,7 +73,7 @@ def asked(body: Any) -> Asked:
     keep_alive = openai.keep_alive(fields)
     openai.pass_over(fields, HARMLESS)
     fields.done()
-    return Asked(model, completions, given, each, stream, include_usage, keep_alive)
+    return Asked(model, completions, given, each, stream, include_usage, keep_alive, openai.params(body))
 
 
 def _each(fields: Fields) -> int:

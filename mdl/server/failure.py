@@ -35,10 +35,13 @@ class Refused(UsageError):
         param: str | None = None,
         code: str | None = None,
     ) -> None:
-        super().__init__(message, hint)
+        super().__init__(message, hint, param or "")
         self.status = status
-        self.param = param
         self.api_code = code
+
+    @property
+    def param(self) -> str | None:
+        return self.field or None
 
 
 def status(error: MdlError) -> int:
@@ -48,9 +51,9 @@ def status(error: MdlError) -> int:
 def body(error: MdlError) -> dict[str, Any]:
     """The error as OpenAI's API writes it: {"error": {message, type, param, code}}."""
     _, kind, code = _kind(error)
-    param = None
+    param = error.field or None if isinstance(error, UsageError) else None
     if isinstance(error, Refused):
-        param, code = error.param, error.api_code
+        code = error.api_code
         kind = "server_error" if error.status >= 500 else kind
     message = f"{error.message} ({error.hint})" if error.hint else error.message
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}

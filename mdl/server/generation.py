@@ -2,8 +2,8 @@
 no fields and no JSON.
 """
 
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -11,6 +11,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive, Scope, Send
 
 from mdl.engine.request import Chat, Completion, Delta
+from mdl.errors import UsageError
 from mdl.profiles import Profile
 from mdl.server.body import read
 from mdl.server.failure import Ascii
@@ -20,7 +21,8 @@ from mdl.server.stream import Dialect, Events, Pieces, asking, while_connected
 
 class Asked(Protocol):
     """What a dialect reads from a body. `model` None: it did not say. `answers` is how many it wants.
-    `keep_alive` is how many seconds the model stays when nobody asks for it any more; None: as ever."""
+    `keep_alive` is how many seconds the model stays when nobody asks for it any more; None: as ever. `params`
+    is what it calls the fields of `engine.request` that it calls otherwise."""
 
     @property
     def model(self) -> str | None: ...
@@ -33,6 +35,9 @@ class Asked(Protocol):
 
     @property
     def keep_alive(self) -> float | None: ...
+
+    @property
+    def params(self) -> Mapping[str, str]: ...
 
     def requests(self, profile: Profile) -> tuple[Chat | Completion, ...]:
         """One for each answer, with what is left open as the model's profile has it."""
@@ -75,5 +80,18 @@ class Generation:
         model = await self.service.names.find(name)
         async with self.service.pool.borrow(model, asked.keep_alive) as lent:
             watch = self.service.metrics.answer(str(model.reference))
-            with asking(lent.engine, asked.requests(lent.profile), watch.piece) as pieces:
+            with (
+                _named(asked.params),
+                asking(lent.engine, asked.requests(lent.profile), watch.piece) as pieces,
+            ):
                 yield pieces
+
+
+@contextmanager
+def _named(params: Mapping[str, str]) -> Iterator[None]:
+    """What is refused inside is refused by the name that the field has in the request."""
+    try:
+        yield
+    except UsageError as error:
+        error.field = params.get(error.field, error.field)
+        raise

@@ -180,6 +180,15 @@ def form(fields: Fields, response_format: bool = True) -> Format | None:
     return forms[given[0]] if given else None
 
 
+def params(body: Mapping[str, Any]) -> dict[str, str]:
+    """What a request calls the fields of `engine.request` that may be called otherwise."""
+    form = next((name for name in ("grammar", "json_schema") if body.get(name)), "response_format")
+    return {
+        "format": form,
+        "thinking": "reasoning_effort" if body.get("reasoning_effort") else "chat_template_kwargs",
+    }
+
+
 def _response_format(fields: Fields) -> Format | None:
     form = fields.object("response_format")
     if form is None:
