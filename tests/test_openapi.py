@@ -2,6 +2,7 @@
 
 import ast
 import copy
+import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,7 +20,7 @@ from schemathesis.specs.openapi.checks import (
     response_schema_conformance,
     status_code_conformance,
 )
-from serving import FRANCE, Server
+from serving import CHAT, FRANCE, Server
 from starlette.routing import Route
 
 import mdl.server
@@ -121,7 +122,7 @@ def test_each_field_that_is_read_is_described_and_no_other(name: str) -> None:
 
 # Where what a model can do, or another field, decides whether a value is taken: one that is.
 TAKEN = {
-    "model": ["demo", None],
+    "model": ["demo", "", None],
     "prompt": ["1 2 3", "", [1, 2, 3], ["1 2", "3"], [[1, 2], "3"]],
     "tokens": [[1, 2, 2047], []],
     "suffix": [None],
@@ -156,6 +157,36 @@ def narrowed(published: dict[str, Any], mode: GenerationMode) -> dict[str, Any]:
         if "properties" in schema:
             schema.setdefault("additionalProperties", False)
     return narrow
+
+
+def strictly(published: dict[str, Any], name: str) -> Draft202012Validator:
+    """For what may have nothing but what is described."""
+    whole = narrowed(published, GenerationMode.NEGATIVE)
+    return Draft202012Validator({"$ref": f"#/components/schemas/{name}", "components": whole["components"]})
+
+
+WEATHER = {"type": "function", "function": {"name": "get_weather", "parameters": {"type": "object"}}}
+STREAMS: list[tuple[str, dict[str, Any]]] = [
+    (CHAT, {"messages": FRANCE}),
+    (CHAT, {"messages": FRANCE, "n": 2, "logprobs": True, "top_logprobs": 2, "max_tokens": 3}),
+    (CHAT, {"messages": FRANCE, "stream_options": {"include_usage": True}, "reasoning_effort": "high"}),
+    (CHAT, {"messages": FRANCE, "tools": [WEATHER], "tool_choice": "required", "max_tokens": 40}),
+    ("/v1/completions", {"prompt": ["1 2 3", "a"], "logprobs": 2, "echo": True}),
+    ("/v1/completions", {"prompt": "1 2 3", "stream_options": {"include_usage": True}}),
+]
+
+
+@pytest.mark.parametrize(("path", "fields"), STREAMS)
+def test_each_event_of_a_stream_is_as_described(
+    server: Server, published: dict[str, Any], path: str, fields: dict[str, Any]
+) -> None:
+    chunk = strictly(published, "ChatChunk" if path == CHAT else "CompletionChunk")
+    body = json.dumps({**fields, "temperature": 0, "stream": True}).encode()
+    _, data, _ = server.ask("POST", path, body)
+    *events, done, _ = [line.removeprefix("data: ") for line in data.decode().split("\n\n")]
+    assert done == "[DONE]" and len(events) >= 2
+    for event in events:
+        chunk.validate(json.loads(event))
 
 
 CHECKS = [
