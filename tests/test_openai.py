@@ -179,6 +179,17 @@ def test_several_answers_come_side_by_side_and_their_prompt_counts_once(client: 
     assert one.usage is not None and four.usage is not None
     assert four.usage.prompt_tokens == one.usage.prompt_tokens
     assert four.usage.completion_tokens == 4 * one.usage.completion_tokens
+    *_, last = client.chat.completions.create(
+        model="demo",
+        messages=FRANCE,
+        temperature=0,
+        n=4,
+        stream=True,
+        stream_options={"include_usage": True},
+    )
+    assert last.usage is not None
+    assert last.usage.prompt_tokens == four.usage.prompt_tokens
+    assert last.usage.completion_tokens == four.usage.completion_tokens
 
 
 def test_the_pieces_of_several_answers_interleave(server: Server) -> None:
