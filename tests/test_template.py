@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -5,7 +7,7 @@ from hypothesis import strategies as st
 from mdl.engine.answer import Answer, Stops
 from mdl.engine.request import Chat, Message, ToolCall
 from mdl.engine.sequence import Sequence
-from mdl.engine.template import CHATML, Reasoning, Template
+from mdl.engine.template import CHATML, Reasoning, Template, begun
 from mdl.errors import UnsupportedModel, UsageError
 
 CONTROLS = ("<|im_start|>", "<|im_end|>", "<s>", "</s>", "<|end|>")
@@ -94,6 +96,8 @@ def test_tools_that_a_template_leaves_out_are_an_error(chat, said):
         (CHATML, False, None),
         (CHATML + "<think>\n", False, "always thinks"),
         (CHATML + "<think>\n", True, None),
+        (CHATML + "The user wants no thinking, and enable_thinking is text here.", True, "does not think"),
+        (CHATML + "{% if not thinking is defined %}{% set thinking = 1 %}{% endif %}", True, None),
     ],
 )
 def test_thinking_that_cannot_be_switched_is_an_error_unless_it_is_as_wanted(source, thinking, said):
@@ -119,6 +123,77 @@ def test_the_default_template_is_chatml():
         rendered(CHATML, chat)
         == "<|im_start|>system\nBe.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
     )
+
+
+# Answers that were begun
+
+THINKS = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{% if m.reasoning_content %}<think>\n{{ m.reasoning_content | trim }}\n</think>\n\n{% endif %}"
+    "{{ m.content | trim }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+HEAD = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+
+
+def begin(content="", reasoning="", source=THINKS):
+    """The prompt's text, and (reasoning, text) of what comes then."""
+    chat = Chat((*HI.messages, Message("assistant", content, reasoning)), continues=True)
+    prompt = Template(source, CONTROLS).render(chat)
+    reader = Reasoning(prompt.text, begun=begun(chat, prompt))
+    return prompt.text, tuple(
+        map("".join, zip(reader.feed("so.\n</think>\n\nYes"), reader.end(), strict=True))
+    )
+
+
+UNREAD = ("", "so.\n</think>\n\nYes")
+
+
+@pytest.mark.parametrize(
+    ("content", "reasoning", "rest", "read"),
+    [
+        ("Hello", "", "Hello", UNREAD),
+        ("Hello \n", "", "Hello \n", UNREAD),  # what the template trims does not end it
+        ("Hi", "", "Hi", UNREAD),  # what somebody else has said too
+        ("Hello", "Why? ", "<think>\nWhy?\n</think>\n\nHello", UNREAD),
+        ("", "Why? ", "<think>\nWhy? ", ("so.", "Yes")),
+        ("<think>\nWhy? ", "", "<think>\nWhy? ", ("so.", "Yes")),
+        ("<think>a</think>b", "", "<think>a</think>b", UNREAD),
+        ("a<|im_end|>b", "", "a<|im_end|>b", UNREAD),
+    ],
+)
+def test_the_prompt_ends_with_the_answer_that_was_begun(content, reasoning, rest, read):
+    assert begin(content, reasoning) == (HEAD + rest, read)
+
+
+def test_nothing_is_an_answer_that_was_begun_too():
+    assert begin()[0] == HEAD
+
+
+def test_a_control_token_in_an_answer_that_was_begun_is_text():
+    chat = Chat((*HI.messages, Message("assistant", "a<|im_end|>")), continues=True)
+    assert controls_in(Template(THINKS, CONTROLS).render(chat)) == controls_in(
+        Template(THINKS, CONTROLS).render(HI)
+    )
+
+
+@pytest.mark.parametrize(
+    ("source", "content", "reasoning", "said"),
+    [
+        ("{{ messages[0].content }}", "Hello", "", "not let an answer"),
+        ("{{ messages[-1].content }}{{ messages[-1].content }}", "Hello", "", "not let an answer"),
+        ("{{ messages[-1].content }}", "", "Why", "not let reasoning"),
+    ],
+)
+def test_a_template_that_leaves_out_what_was_begun_is_an_error(source, content, reasoning, said):
+    with pytest.raises(UnsupportedModel, match=said):
+        begin(content, reasoning, source)
+
+
+@pytest.mark.parametrize("last", [Message("user", "Hi"), CALL])
+def test_only_an_assistants_text_can_be_gone_on_with(last):
+    with pytest.raises(UsageError, match="an assistant's text"):
+        rendered(THINKS + "{# tool_calls #}", Chat((last,), continues=True))
 
 
 # Control tokens in contents
@@ -158,7 +233,7 @@ def test_control_tokens_are_text_wherever_a_request_puts_them(source):
     call = ToolCall(bad, '{"<|im_end|>": "<s>"}', bad)
     message = Message(bad, f"x</think>{bad}", bad, (call,), bad, bad)
     chat = Chat((message,), tools=({bad: [bad, {"x": bad}]},))
-    prompt = Template("{# knows tools and tool_calls #}" + source, CONTROLS).render(chat)
+    prompt = Template("{% if tools %}{% endif %}{# tool_calls #}" + source, CONTROLS).render(chat)
     assert "im_end" in prompt.text
     assert controls_in(prompt) == 0
 
@@ -168,6 +243,13 @@ def test_a_conversation_without_control_tokens_is_one_piece():
 
 
 # Templates that are wrong
+
+
+@pytest.mark.parametrize("chat", [HI, replace(HI, thinking=True), replace(HI, tools=({"a": 1},))])
+@pytest.mark.parametrize("source", ["{% if %}", "{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}", "{{ x | y }}"])
+def test_a_template_that_cannot_be_read_is_an_error_whatever_is_asked(source, chat):
+    with pytest.raises(UnsupportedModel):
+        rendered(source, chat)
 
 
 @pytest.mark.parametrize(

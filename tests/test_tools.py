@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from mdl.engine.answer import Answer
 from mdl.engine.request import CallPiece
 from mdl.engine.template import Reasoning
-from mdl.engine.tools import FORMS, Calls, form_of, grammar
+from mdl.engine.tools import FORMS, Calls, check, form_of, grammar
 from mdl.errors import UnsupportedModel, UsageError
 
 FORM = FORMS[0]
@@ -177,3 +177,16 @@ def test_names_are_quoted_in_a_grammar():
     [rule] = [line for line in text.splitlines() if line.startswith("tool_0")]
     head, _ = json.JSONDecoder().raw_decode(rule.removeprefix("tool_0: "))
     assert json.loads(f"{head}{{}}}}") == {"name": name, "arguments": {}}
+
+
+@pytest.mark.parametrize(
+    "bad", ["add", {}, {"function": "add"}, {"function": {"name": ""}}, tool("x" * 257, {})]
+)
+def test_a_tool_without_a_name_is_refused(bad):
+    with pytest.raises(UsageError, match="has a name"):
+        check([tool("add", {}), bad])
+
+
+def test_two_tools_of_one_name_are_refused():
+    with pytest.raises(UsageError, match="two tools have the name 'add'"):
+        check([tool("add", {}), tool("sub", {}), tool("add", {})])

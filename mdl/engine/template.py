@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from mdl.engine.request import Chat, Message, ToolCall
 from mdl.engine.tools import TAGS
@@ -66,7 +66,7 @@ class Template:
             (text for text in controls if len(text) > 1 and text not in tags), key=len, reverse=True
         )
         self._controls = re.compile("|".join(map(re.escape, texts))) if texts else None
-        self._compiled: Any = None
+        self._compiled: _Program | None = None
 
     def render(self, chat: Chat) -> Prompt:
         """The prompt up to where the answer begins.
@@ -90,14 +90,19 @@ class Template:
         last = chat.messages[-1]
         if last.role != "assistant" or last.tool_calls:
             raise UsageError("only an assistant's text can be gone on with")
-        if last.reasoning and not last.content:
-            raise UsageError("reasoning alone cannot be gone on with", hint="give some of the answer too")
         end = _unused(chat, self.source)
-        marked = replace(chat, messages=(*chat.messages[:-1], replace(last, content=last.content + end)))
-        marked, mark = self._disarm(marked)
+        if thinks := _only_thinks(last):
+            last = replace(last, reasoning=last.reasoning + end)
+        else:
+            last = replace(last, content=last.content + end)
+        marked, mark = self._disarm(replace(chat, messages=(*chat.messages[:-1], last)))
         text, found, rest = self._whole(marked).partition(end)
         if not found or end in rest:
-            raise UnsupportedModel("the chat template of the model does not let an answer be gone on with")
+            what = "reasoning" if thinks else "an answer"
+            raise UnsupportedModel(
+                f"the chat template of the model does not let {what} be gone on with",
+                hint="give some of the answer too" if thinks else "",
+            )
         return Prompt(tuple(text.split(mark)) if mark else (text,))
 
     def _whole(self, chat: Chat) -> str:
@@ -111,13 +116,13 @@ class Template:
 
     def _refuse_what_it_leaves_out(self, chat: Chat) -> None:
         """Of what a request asks for, nothing is dropped in silence."""
-        if chat.tools and "tools" not in self.source:
+        if chat.tools and not self._looks_at("tools"):
             raise UsageError("the chat template of the model knows no tools", _NO_TOOLS, "tools")
         if any(message.tool_calls for message in chat.messages) and "tool_calls" not in self.source:
             raise UsageError("the chat template of the model knows no calls of tools", hint=_NO_TOOLS)
-        reasons = any(tag in self.source for pair in REASONING_TAGS for tag in pair)
+        reasons = any(tag in self.source for pair in REASONING_TAGS for tag in pair) or self._looks_at(EFFORT)
         switches = (*SWITCHES, EFFORT) if chat.effort else SWITCHES
-        if chat.thinking not in (None, reasons) and not any(name in self.source for name in switches):
+        if chat.thinking not in (None, reasons) and not self._looks_at(*switches):
             what = "always thinks" if reasons else "does not think first"
             raise UsageError(
                 f"the model {what}: its chat template has no switch for it",
@@ -146,13 +151,17 @@ class Template:
         if chat.effort:
             variables[EFFORT] = chat.effort
         try:
-            return _bounded(self._template().generate(**variables))
+            return _bounded(self._program().template.generate(**variables))
         except MdlError:
             raise
         except Exception as error:  # noqa: BLE001 - a template is a program, and may raise anything
-            raise UnsupportedModel(f"the chat template fails: {_cause(error)}", hint=_HINT) from None
+            raise _failed(error) from None
 
-    def _template(self) -> Any:
+    def _looks_at(self, *names: str) -> bool:
+        """Whether one of these variables makes a difference."""
+        return not self._program().variables.isdisjoint(names)
+
+    def _program(self) -> "_Program":
         if self._compiled is None:
             self._compiled = _compile(self.source)
         return self._compiled
@@ -168,8 +177,13 @@ _NO_TOOLS = "take a model that was trained to call tools"
 _HINT = "mdl inspect --template shows it"
 
 
-def _compile(source: str) -> Any:
-    from jinja2 import nodes
+class _Program(NamedTuple):
+    template: Any
+    variables: frozenset[str]  # that it reads
+
+
+def _compile(source: str) -> _Program:
+    from jinja2 import meta, nodes
     from jinja2.exceptions import TemplateSyntaxError
     from jinja2.ext import Extension, loopcontrols
     from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -190,11 +204,18 @@ def _compile(source: str) -> Any:
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = _strftime_now
     try:
-        return environment.from_string(source)
+        variables = meta.find_undeclared_variables(environment.parse(source))
+        return _Program(environment.from_string(source), frozenset(variables))
     except TemplateSyntaxError as error:
         raise UnsupportedModel(
             f"the chat template is broken at line {error.lineno}: {error.message}", hint=_HINT
         ) from None
+    except Exception as error:  # noqa: BLE001 - RecursionError, and what Python does not compile
+        raise _failed(error) from None
+
+
+def _failed(error: BaseException) -> UnsupportedModel:
+    return UnsupportedModel(f"the chat template fails: {_cause(error)}", hint=_HINT)
 
 
 def _tojson(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
@@ -303,6 +324,19 @@ def _parsed(arguments: str) -> Any:
 
 def _as_text(arguments: str) -> str:
     return arguments
+
+
+def begun(chat: Chat, prompt: Prompt) -> str:
+    """The answer as far as it was given, from the tag on where that is reasoning."""
+    last = chat.messages[-1]
+    if not chat.continues or not _only_thinks(last):
+        return last.content if chat.continues else ""
+    place, tag = max((prompt.text.rfind(start), start) for start, _ in REASONING_TAGS)
+    return (tag if place >= 0 else "") + last.reasoning
+
+
+def _only_thinks(message: Message) -> bool:
+    return bool(message.reasoning) and not message.content
 
 
 class Reasoning:

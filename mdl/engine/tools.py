@@ -52,6 +52,25 @@ def new_id() -> str:
     return f"call_{secrets.token_hex(12)}"
 
 
+LONGEST_NAME = 256  # characters
+
+
+def check(tools: Sequence[Tool]) -> None:
+    """Raises UsageError for what could not be called by its name."""
+    names: set[str] = set()
+    for tool in tools:
+        function = tool.get("function") if isinstance(tool, Mapping) else None
+        name = function.get("name") if isinstance(function, Mapping) else None
+        if not isinstance(name, str) or not 0 < len(name) <= LONGEST_NAME:
+            raise UsageError(
+                f"a tool is a function that has a name of up to {LONGEST_NAME} characters",
+                hint='{"type": "function", "function": {"name": "add", "parameters": {…}}}',
+            )
+        if name in names:
+            raise UsageError(f"two tools have the name {name[:64]!a}")
+        names.add(name)
+
+
 # Reading
 
 

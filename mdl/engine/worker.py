@@ -23,8 +23,17 @@ from mdl.engine.prefix import Cache, Copy
 from mdl.engine.request import Chat, Completion, EngineFiles, EngineSettings, Format, Logprob, Sampling
 from mdl.engine.scheduler import Scheduler
 from mdl.engine.sequence import Sequence
-from mdl.engine.template import CHATML, CHATML_END, REASONING_TAGS, Prompt, Reasoning, Template, import_jinja
-from mdl.engine.tools import TAGS, Calls, form_of, grammar, open_grammar
+from mdl.engine.template import (
+    CHATML,
+    CHATML_END,
+    REASONING_TAGS,
+    Prompt,
+    Reasoning,
+    Template,
+    begun,
+    import_jinja,
+)
+from mdl.engine.tools import TAGS, Calls, check, form_of, grammar, open_grammar
 from mdl.errors import EngineError, MdlError, TooLong, UnsupportedModel, UsageError
 
 TEMPLATE_SECONDS = 3.0
@@ -163,12 +172,13 @@ class Worker:
 
     def answer(self, chat: Chat, prompt: Prompt) -> Answer:
         """How to read what the model says."""
-        reasoning = Reasoning(prompt.text, spaced=self.runner.adds_space, begun=_begun(chat))
+        reasoning = Reasoning(prompt.text, spaced=self.runner.adds_space, begun=begun(chat, prompt))
         calls = Calls(self.calls, not chat.parallel_calls) if chat.tools and self.calls else None
         return Answer(reasoning, chat.sampling.stop + self.stop, calls)
 
     def form(self, chat: Chat) -> Format | None:
         """What the answer is held to. Raises what `tools.open_grammar` does."""
+        check(chat.tools)
         controls, parallel = self.runner.controls, chat.parallel_calls
         thoughts = tuple(start for start, _ in REASONING_TAGS) if chat.thinking else ()
         if chat.must_call:
@@ -460,11 +470,6 @@ _MADE_FOR = {
     "embed": ("this is an embedding model: it writes no answers, and ranks nothing", "ask it for embeddings"),
     "rank": ("this is a reranker: it writes no answers, and has no embeddings", "ask it to rank documents"),
 }
-
-
-def _begun(chat: Chat) -> str:
-    """The answer as far as it was given."""
-    return chat.messages[-1].content if chat.continues else ""
 
 
 def _characters(chat: Chat) -> int:
