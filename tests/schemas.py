@@ -1,8 +1,21 @@
-"""Schemas by chance, of all the keywords that answers are held to, and of some that they are not."""
+"""Schemas by chance, of all the keywords that answers are held to, and of some that they are not; and answers
+by chance, of a model whose tokens are bytes."""
 
+import ctypes
+import json
+import random
+from decimal import Decimal, InvalidOperation
 from typing import Any
 
 from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
+
+from mdl.engine.grammar import Constraint, Grammars
+from mdl.engine.request import Format
+
+PIECES = [bytes([byte]) for byte in range(256)] + [b"<|end|>", b"<|call|>"]
+END, CALL = 256, 257
+LIKELY = frozenset(b'"]},: 0123456789ab')
 
 NAMES = st.sampled_from(["a", "b", "id", 'na"me', "é", "x-y"])
 COUNTS = st.integers(0, 4)
@@ -99,3 +112,43 @@ def _larger(inner: Schema) -> Schema:
 SCHEMAS = st.recursive(LEAVES, _larger, max_leaves=6).map(
     lambda schema: schema if isinstance(schema, dict) else {"allOf": [schema]}
 )
+
+
+def of_bytes() -> Grammars:
+    """To be closed."""
+    return Grammars(PIECES, {"<|end|>": END, "<|call|>": CALL}, [END], list)
+
+
+def allowed(constraint: Constraint) -> set[int]:
+    """The tokens that may follow."""
+    logits = (ctypes.c_float * len(PIECES))()
+    constraint.mask(ctypes.addressof(logits))
+    return {token for token, logit in enumerate(logits) if logit == 0}
+
+
+def written(grammars: Grammars, format: Format, seed: int, most: int = 200) -> bytes | None:
+    """An answer by chance; None if it has no end within so many tokens."""
+    constraint, chance, text = grammars.constraint(format), random.Random(seed), bytearray()
+    for _ in range(most):
+        choice = sorted(allowed(constraint))
+        if END in choice and (len(choice) == 1 or chance.random() < 0.3):
+            return bytes(text)
+        letters = [token for token in choice if token < END]
+        likely = [token for token in letters if token in LIKELY]
+        token = chance.choice(likely if likely and chance.random() < 0.7 else letters)
+        constraint.accept(token)
+        text.append(token)
+    return None
+
+
+def valid(content: Any, answer: str | bytes) -> bool:
+    """As Python's validator sees it; it cannot count with exponents of a hundred digits."""
+    try:
+        return Draft202012Validator(_exactly(json.dumps(content))).is_valid(_exactly(answer))
+    except InvalidOperation:
+        return True
+
+
+def _exactly(text: str | bytes) -> Any:
+    """JSON with numbers as they are written."""
+    return json.loads(text, parse_float=Decimal)

@@ -17,6 +17,7 @@ from mdl.errors import UsageError
 MOST_RULES = 2000
 MOST_DEPTH = 64
 LAST = 0x10FFFF
+DEEP = 6
 
 _TOKEN = re.compile(
     r"""
@@ -138,7 +139,8 @@ class _Reader:
             self._used.setdefault(name[0], name)
             return Rule(name[0])
         if text := self._take("text"):
-            return Row(tuple(Characters(((code, code),)) for code in self._codes(text[0][1:-1], text)))
+            letters = [Characters(((code, code),)) for code in self._codes(text[0][1:-1], text)]
+            return letters[0] if len(letters) == 1 else Row(tuple(letters))
         if found := self._take("set"):
             return self._set(found)
         if self._take("any"):
@@ -397,10 +399,14 @@ def _written(rules: Mapping[str, Node], words: set[str]) -> str:
     numbers = {name: str(number) for number, name in enumerate(rules)}
     parts = {name: f"W{number}" for name, number in numbers.items()}
     names = {name: parts[name] if name in words else f"r{number}" for name, number in numbers.items()}
-    lines = [f"{names[name]}: {_node(rule, names)}" for name, rule in rules.items() if name not in words]
     needed = _parts(rules, words)
-    lines += [f"{parts[name]}: {_node(rule, parts)}" for name, rule in rules.items() if name in needed]
-    return "\n".join([f"start: {names['root']}", *lines])
+    sentences, lexicon = _Writer("r", names), _Writer("W", parts)
+    for name, rule in rules.items():
+        if name not in words:
+            sentences.write(names[name], rule)
+        if name in needed:
+            lexicon.write(parts[name], rule)
+    return "\n".join([f"start: {names['root']}", *sentences.lines, *lexicon.lines])
 
 
 def _parts(rules: Mapping[str, Node], words: set[str]) -> set[str]:
@@ -412,19 +418,41 @@ def _parts(rules: Mapping[str, Node], words: set[str]) -> set[str]:
     return found
 
 
-def _node(node: Node, names: Mapping[str, str]) -> str:
-    if isinstance(node, Characters):
-        ranges = (
-            literal(first) + (f"-{literal(last)}" if last > first else "") for first, last in node.ranges
-        )
-        return f"/[{''.join(ranges)}]/"
-    if isinstance(node, Rule):
-        return names[node.name]
-    if isinstance(node, Control):
-        return node.text
-    if isinstance(node, Row):
-        return f"({' '.join(_node(item, names) for item in node.items)})" if node.items else '""'
-    if isinstance(node, Choice):
-        return f"({' | '.join(_node(item, names) for item in node.items)})"
-    most = "" if node.most is None else node.most
-    return f"({_node(node.item, names)}){{{node.least},{most}}}"
+class _Writer:
+    """Lines of Lark. What is nested deeper than llguidance reads gets rules of its own."""
+
+    def __init__(self, prefix: str, names: Mapping[str, str]) -> None:
+        self.lines: list[str] = []
+        self._prefix = prefix
+        self._names = names
+
+    def write(self, name: str, rule: Node) -> None:
+        self.lines.append(f"{name}: {self._node(rule, 0)}")
+
+    def _node(self, node: Node, depth: int) -> str:
+        if isinstance(node, Characters):
+            return _set(node)
+        if isinstance(node, Rule):
+            return self._names[node.name]
+        if isinstance(node, Control):
+            return node.text
+        if depth == DEEP:
+            return self._apart(node)
+        if isinstance(node, Repeat):
+            most = "" if node.most is None else node.most
+            return f"({self._node(node.item, depth + 1)}){{{node.least},{most}}}"
+        items = [self._node(item, depth + 1) for item in node.items]
+        return f"({(' ' if isinstance(node, Row) else ' | ').join(items)})" if items else '""'
+
+    def _apart(self, node: Node) -> str:
+        line = self._node(node, 0)
+        name = f"{self._prefix}_{len(self.lines)}"
+        self.lines.append(f"{name}: {line}")
+        return name
+
+
+def _set(characters: Characters) -> str:
+    ranges = (
+        literal(first) + (f"-{literal(last)}" if last > first else "") for first, last in characters.ranges
+    )
+    return f"/[{''.join(ranges)}]/"
