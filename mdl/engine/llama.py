@@ -49,6 +49,7 @@ NO_TOKEN = -1
 FORBIDS = -100.0  # a bias of so much, as in OpenAI's API
 TEXTS, WHOLE_TEXTS = 64, 8  # in one step; where states are whole, each one takes memory
 TINY = 50_000_000  # parameters: below this a step is too short for a second thread to pay
+SMALL = 5_000_000  # and below this not even for hundreds of tokens at once
 _ERROR, _CONTINUED = 4, 5  # ggml_log_level
 _GPU, _INTEGRATED = 1, 2  # ggml_backend_dev_type
 
@@ -842,7 +843,8 @@ class Vectors:
     def __init__(self, runner: Runner, settings: EngineSettings) -> None:
         """Raises UnsupportedModel when there is no memory for it."""
         self._runner = runner
-        self._threads = settings.threads or physical_cores()  # each step has many tokens
+        parameters = C.llama_model_n_params(runner._model)
+        self._threads = settings.threads or (1 if parameters < SMALL else physical_cores())
         self.limit: int = runner.context
         self.step: int = min(settings.batch, self.limit)
         self.most: int = min(self.step, WHOLE_TEXTS if runner.whole else TEXTS)
