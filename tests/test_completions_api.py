@@ -28,6 +28,7 @@ OURS = {"timings"}  # what llama.cpp's server has and OpenAI has not
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     home = tmp_path_factory.mktemp("server") / "home"
     beginning(cache(home, "endless"))
+    infilling(home)
     with Server(home) as running:
         yield running
         assert "Traceback" not in running.log.read_text()
@@ -47,6 +48,28 @@ def beginning(home: Path) -> None:
     folder = home / "models" / "quay.io" / "org" / "begun"
     folder.mkdir(parents=True)
     (folder / "begun.gguf").write_bytes(data.replace(name + b"\0", name + b"\1"))
+
+
+FIM = {"fim_pre": 5, "fim_suf": 6, "fim_mid": 7}
+
+
+def infilling(home: Path) -> None:
+    """A copy of the demo that says which tokens of it are for filling in."""
+    keys = [packed(f"tokenizer.ggml.{name}_token_id") + struct.pack("<II", 4, at) for name, at in FIM.items()]
+    filler = packed("filler") + struct.pack("<I", 8)
+    more = b"".join(keys) + filler
+    room = -(len(more) + 8) % 32  # what follows stays aligned
+    more += packed("x" * room)
+    data = DEMO.read_bytes()
+    [count] = struct.unpack_from("<Q", data, 16)
+    folder = home / "models" / "quay.io" / "org" / "infill"
+    folder.mkdir(parents=True)
+    head = data[:16] + struct.pack("<Q", count + len(keys) + 1)
+    (folder / "infill.gguf").write_bytes(head + more + data[24:])
+
+
+def packed(text: str) -> bytes:
+    return struct.pack("<Q", len(text)) + text.encode()
 
 
 def complete(server: Server, prompt: Any = PROMPT, **fields: Any) -> Any:
@@ -345,6 +368,15 @@ def test_a_suffix_is_refused_by_a_model_that_cannot_fill_in(server: Server) -> N
     )
     assert (status, answer["error"]["code"]) == (422, "model_not_supported")
     assert "suffix" in answer["error"]["message"]
+
+
+def test_a_model_that_can_fill_in_gets_what_comes_before_and_after(server: Server) -> None:
+    before, after = (post(server, "/tokenize", content=said)["tokens"] for said in ("1 2 3", " 7 8 9"))
+    pre, suf, mid = FIM.values()
+    filled = complete(server, "1 2 3", suffix=" 7 8 9", model="infill")
+    assert filled["usage"]["prompt_tokens"] == len(before) + len(after) + 3
+    assert texts_of(filled) == texts_of(complete(server, [pre, *before, suf, *after, mid], model="infill"))
+    assert texts_of(filled) != texts_of(complete(server, "1 2 3", model="infill"))
 
 
 # Tokens
