@@ -141,14 +141,15 @@ def _biases(fields: Fields) -> tuple[tuple[int, float], ...] | None:
         return None
     if not isinstance(biases, dict) or len(biases) > MOST_BIASES:
         fields.fail("logit_bias", f"has to be an object of at most {MOST_BIASES:,} tokens and their biases")
-    return tuple(_bias(Fields(biases, fields.path("logit_bias")), token) for token in biases)
+    values = Fields(biases, fields.path("logit_bias"))
+    return tuple(_bias(values, token) for token in biases)
 
 
-def _bias(biases: Fields, token: str) -> tuple[int, float]:
+def _bias(values: Fields, token: str) -> tuple[int, float]:
     if not re.fullmatch("[0-9]{1,9}", token):
-        biases.fail(token[:20], "is no token: those have numbers")
-    biases.needs(token)
-    return int(token), biases.number(token, -100, 100) or 0.0
+        values.fail(token[:20], "is no token: those have numbers")
+    values.needs(token)
+    return int(token), values.number(token, -100, 100) or 0.0
 
 
 def several(request: R, answers: int) -> tuple[R, ...]:
@@ -228,6 +229,7 @@ def _schema(fields: Fields, name: str) -> Format | None:
 
 LONGEST_DURATION = 100  # characters
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+_PARTS = re.compile(r"([0-9.]+)(ms|s|m|h)")
 _DURATION = re.compile(r"(?:[0-9]{1,9}(?:\.[0-9]{1,9})?(?:ms|s|m|h))+")
 
 
@@ -235,12 +237,12 @@ def keep_alive(fields: Fields) -> float | None:
     """Seconds for which the model stays when nobody asks for it: a number, or a text like 5m or 1h30m as
     Ollama takes it. Below zero is FOREVER."""
     value = fields.take("keep_alive")
-    seconds = _seconds(value) if isinstance(value, str) else value
-    if seconds is None and value is None:
+    if value is None:
         return None
+    seconds = _seconds(value) if isinstance(value, str) else value
     if isinstance(seconds, bool) or not isinstance(seconds, int | float) or seconds > 1e9:
         fields.fail("keep_alive", "has to be seconds, or a text like 30s, 5m or 1h; -1 is for ever")
-    return max(float(seconds), FOREVER) if seconds >= 0 else FOREVER
+    return float(seconds) if seconds >= 0 else FOREVER
 
 
 def _seconds(text: str) -> float | None:
@@ -250,9 +252,6 @@ def _seconds(text: str) -> float | None:
     if len(text) >= LONGEST_DURATION or not _DURATION.fullmatch(text):
         return None
     return sign * sum(float(number) * _UNITS[unit] for number, unit in _PARTS.findall(text))
-
-
-_PARTS = re.compile(r"([0-9.]+)(ms|s|m|h)")
 
 
 # What comes back
