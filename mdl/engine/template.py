@@ -373,6 +373,9 @@ class Reasoning:
         """What is certain of the (reasoning, answer) with this text."""
         if self.over:
             return "", text
+        if text.isspace() and self._held[-1:].isspace():
+            self._held += text  # which a model may write without end
+            return "", ""
         text = self._held + text
         self._held = ""
         if self._closed:

@@ -116,6 +116,9 @@ class Calls:
     def _outside(self, text: str) -> tuple[str, str]:
         """The text that is certain, and what is left to be read within a call. White space around calls
         belongs to the form."""
+        if text.isspace() and self._held[-1:].isspace():
+            self._held += text  # which a model may write without end
+            return "", ""
         text = self._held + text
         before, tag, after = text.partition(self._form.start)
         if tag:
@@ -168,9 +171,10 @@ class _Call:
 
     def feed(self, text: str) -> tuple[str, str, bool]:
         """New text of the arguments, what follows the call, and whether it is complete."""
+        undecided = len(self.text) < LONGEST_HEAD and "{" in text
         self.text += text
         arguments = ""
-        if self._value is None and (head := self._head.match(self.text[:LONGEST_HEAD])):
+        if self._value is None and undecided and (head := self._head.match(self.text, 0, LONGEST_HEAD)):
             self.name = _encodable(json.loads(head[1]))
             self.text, self._searched = self.text[head.end() :], 0
             self._value = _Value(self._form.end)
