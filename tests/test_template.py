@@ -170,6 +170,12 @@ def test_nothing_is_an_answer_that_was_begun_too():
     assert begin()[0] == HEAD
 
 
+@pytest.mark.parametrize("nothing", ["", " \n"])
+def test_an_answer_that_was_begun_with_nothing_may_think_first(nothing):
+    reader = Reasoning(HEAD + nothing, begun=nothing)
+    assert (reader.feed("<think>why</think>because"), reader.over) == (("why", "because"), True)
+
+
 def test_a_control_token_in_an_answer_that_was_begun_is_text():
     chat = Chat((*HI.messages, Message("assistant", "a<|im_end|>")), continues=True)
     assert controls_in(Template(THINKS, CONTROLS).render(chat)) == controls_in(
@@ -314,6 +320,16 @@ REASONED = [
 @pytest.mark.parametrize(("answer", "prompt", "expected"), REASONED)
 def test_reasoning_is_told_from_the_answer(answer, prompt, expected):
     assert split([answer], prompt) == expected
+
+
+@pytest.mark.parametrize(("answer", "prompt", "expected"), REASONED)
+def test_reasoning_is_the_same_where_it_comes_by_the_character(answer, prompt, expected):
+    assert split(answer, prompt) == expected
+
+
+@given(st.lists(st.sampled_from(["<think>", "</think>", "<", "\n", " ", "a"])).map("".join))
+def test_whatever_comes_is_read_the_same_by_the_character(answer):
+    assert split(answer) == split([answer])
 
 
 @given(st.sampled_from(REASONED), st.data())

@@ -351,12 +351,12 @@ class Reasoning:
     def __init__(self, prompt: str = "", spaced: bool = False, begun: str = "") -> None:
         tail = prompt[-64:].rstrip()
         self._close = next((close for start, close in REASONING_TAGS if tail.endswith(start)), "")
-        if begun:
-            self._close = _left_open(begun)
-        self.over = bool(begun) and not self._close
+        if words := begun.strip():
+            self._close = _left_open(words)
+        self.over = bool(words) and not self._close
         self._held = ""
         self._spaced = spaced
-        self._begun = bool(begun)
+        self._begun = bool(words)
         self._closed = False
 
     @property
@@ -425,7 +425,7 @@ class Reasoning:
 def _left_open(text: str) -> str:
     """The tag that ends the reasoning which a text begins with, where it has not come yet."""
     for start, close in REASONING_TAGS:
-        if text.lstrip().startswith(start) and close not in text:
+        if text.startswith(start) and close not in text:
             return close
     return ""
 

@@ -65,9 +65,10 @@ def check(tools: Sequence[Tool]) -> None:
             raise UsageError(
                 f"a tool is a function that has a name of up to {LONGEST_NAME} characters",
                 hint='{"type": "function", "function": {"name": "add", "parameters": {…}}}',
+                field="tools",
             )
         if name in names:
-            raise UsageError(f"two tools have the name {name[:64]!a}")
+            raise UsageError(f"two tools have the name {name[:64]!a}", field="tools")
         names.add(name)
 
 

@@ -178,7 +178,6 @@ class Worker:
 
     def form(self, chat: Chat) -> Format | None:
         """What the answer is held to. Raises what `tools.open_grammar` does."""
-        check(chat.tools)
         controls, parallel = self.runner.controls, chat.parallel_calls
         thoughts = tuple(start for start, _ in REASONING_TAGS) if chat.thinking else ()
         if chat.must_call:
@@ -296,6 +295,7 @@ class Worker:
 
     def render(self, request: int, chat: Chat) -> Prompt:
         """The prompt. The parent hears of it first: it may be the last that this process does."""
+        check(chat.tools)
         self.pipes.send(rendering=request)
         with _bounded_time(), _bounded_memory():
             return self.template.render(chat)
