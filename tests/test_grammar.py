@@ -93,6 +93,14 @@ def test_control_tokens_come_only_where_a_grammar_names_them(grammars: Grammars)
     assert after(grammars, named, b"") == {CALL}
 
 
+@pytest.mark.parametrize("tokenize", [list, lambda text: list(b" " + text), lambda _: [CALL], lambda _: []])
+def test_a_tokenizer_that_writes_something_else_is_not_believed(tokenize: Any) -> None:
+    grammars = Grammars(PIECES, {"<|call|>": CALL}, [END], tokenize)
+    constraint = grammars.constraint(schema({"const": "<|call|>"}))
+    grammars.close()
+    assert bytes(constraint.forced()) == b'"<|call|>"'
+
+
 def test_each_answer_has_a_constraint_of_its_own(grammars: Grammars) -> None:
     first, second = (grammars.constraint(schema({"enum": ["ab", "cd"]})) for _ in range(2))
     first.accept(ord('"'))

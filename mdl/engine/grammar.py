@@ -143,9 +143,31 @@ class _Vocabulary:
         self.special_token_ids = sorted({*controls.values(), *ends})
         self.eos_token_id = min(ends)
         self._tokenize = tokenize
+        self._special = frozenset(self.special_token_ids)
+        self._known: dict[bytes, int] = {}
 
     def __call__(self, text: str | bytes) -> list[int]:
-        return self._tokenize(text.encode() if isinstance(text, str) else text)
+        """llguidance takes these tokens for the text without a look at them."""
+        data = text.encode() if isinstance(text, str) else text
+        tokens = self._tokenize(data)
+        if self._special.isdisjoint(tokens) and b"".join(map(self.tokens.__getitem__, tokens)) == data:
+            return tokens
+        return self._longest_first(data)
+
+    def _longest_first(self, data: bytes) -> list[int]:
+        """For what a model's tokenizer writes in another way, such as names of control tokens."""
+        if not self._known:
+            numbers = (number for number in range(len(self.tokens)) if number not in self._special)
+            self._known = {self.tokens[number]: number for number in numbers if self.tokens[number]}
+        tokens, start, longest = [], 0, max(map(len, self._known))
+        while start < len(data):
+            ends = range(min(len(data), start + longest), start, -1)
+            end = next((end for end in ends if data[start:end] in self._known), 0)
+            if not end:
+                break
+            tokens.append(self._known[data[start:end]])
+            start = end
+        return tokens
 
 
 def vocabulary(

@@ -519,7 +519,7 @@ class Runner:
         return self._grammars.constraint(format)
 
     def _tokenize_bytes(self, data: bytes) -> list[int]:
-        return self.tokens(data.decode("utf-8", "replace"))
+        return self._tokenize(data.decode("utf-8", "replace"), continued=True)
 
     def free(self, sampler: int) -> None:
         C.llama_sampler_free(sampler)
