@@ -196,10 +196,15 @@ def test_a_template_that_leaves_out_what_was_begun_is_an_error(source, content, 
         begin(content, reasoning, source)
 
 
-@pytest.mark.parametrize("last", [Message("user", "Hi"), CALL])
-def test_only_an_assistants_text_can_be_gone_on_with(last):
+@pytest.mark.parametrize("messages", [(), (Message("user", "Hi"),), (CALL,)])
+def test_only_an_assistants_text_can_be_gone_on_with(messages):
     with pytest.raises(UsageError, match="an assistant's text"):
-        rendered(THINKS + "{# tool_calls #}", Chat((last,), continues=True))
+        rendered(THINKS + "{# tool_calls #}", Chat(messages, continues=True))
+
+
+def test_nothing_was_begun_of_an_answer_to_nothing():
+    nothing = Chat(())
+    assert begun(nothing, Template(THINKS).render(nothing)) == ""
 
 
 # Control tokens in contents

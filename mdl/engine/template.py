@@ -87,7 +87,7 @@ class Template:
 
     def _begun(self, chat: Chat) -> Prompt:
         """The prompt up to the end of the last message, which is the beginning of the answer."""
-        last = chat.messages[-1]
+        last = chat.messages[-1] if chat.messages else Message("", "")
         if last.role != "assistant" or last.tool_calls:
             raise UsageError("only an assistant's text can be gone on with")
         end = _unused(chat, self.source)
@@ -328,9 +328,11 @@ def _as_text(arguments: str) -> str:
 
 def begun(chat: Chat, prompt: Prompt) -> str:
     """The answer as far as it was given, from the tag on where that is reasoning."""
+    if not chat.continues:
+        return ""
     last = chat.messages[-1]
-    if not chat.continues or not _only_thinks(last):
-        return last.content if chat.continues else ""
+    if not _only_thinks(last):
+        return last.content
     place, tag = max((prompt.text.rfind(start), start) for start, _ in REASONING_TAGS)
     return (tag if place >= 0 else "") + last.reasoning
 
@@ -362,11 +364,6 @@ class Reasoning:
     @property
     def thinks(self) -> bool:
         """It has begun to reason, and is not done."""
-        return bool(self._close) and not self._closed
-
-    @property
-    def inside(self) -> bool:
-        """Whether what comes next is reasoning."""
         return bool(self._close) and not self._closed
 
     def feed(self, text: str) -> tuple[str, str]:
