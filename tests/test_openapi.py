@@ -117,6 +117,37 @@ def test_each_field_that_is_read_is_described_and_no_other(name: str) -> None:
     assert len(words()) > 200 and not is_known(read, least, "fields")
 
 
+def refusal(read: Reader, body: dict[str, Any]) -> str | None:
+    """The field that it names; None where the body is taken."""
+    try:
+        read(body)
+    except MdlError as error:
+        return str(getattr(error, "param", ""))
+    return None
+
+
+NUMBERS = [
+    (reader, field, schema)
+    for reader in READERS
+    for field, schema in document(False)["components"]["schemas"][reader]["properties"].items()
+    if "minimum" in schema
+]
+
+
+@pytest.mark.parametrize(("reader", "field", "schema"), NUMBERS)
+def test_a_number_is_taken_within_the_limits_that_are_described(
+    reader: str, field: str, schema: dict[str, Any]
+) -> None:
+    read, least = READERS[reader]
+    least = {**least, "logprobs": True} if field == "top_logprobs" else least
+    low, high = schema["minimum"], schema["maximum"]
+    for good in (low, high, *map(float, (low, high) if abs(low) < 2**53 else ())):
+        least = {**least, "n": good} if field == "best_of" else least
+        assert refusal(read, {**least, field: good}) is None, good
+    for bad in (low - 1, high + 1, *([1.5] if "integer" in schema["type"] else [])):
+        assert refusal(read, {**least, field: bad}) == field, bad
+
+
 # Schemathesis
 
 
