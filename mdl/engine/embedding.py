@@ -5,6 +5,7 @@ asks for is read bit by bit, beside the computing. A text that is longer than a 
 pieces where the model reads forwards only.
 """
 
+import struct
 from array import array
 from base64 import b64encode
 from bisect import bisect_right, insort
@@ -265,29 +266,21 @@ def joined(pooling: int, before: "Values | None", values: Values, computed: int,
     return array("f", [(a * computed + b * count) / whole for a, b in zip(before, values, strict=True)])
 
 
-def normalised(values: Values) -> Values:
+def normalised(values: Values) -> Sequence[float]:
     """Of length one. Raises EngineError for what is no vector."""
     length = hypot(*values)
     if not isfinite(length):
         raise EngineError("the model computes no numbers for this text")
-    return array("f", [value / length for value in values]) if length else values
+    return [value / length for value in values] if length else values
 
 
 def _embedded(dimensions: int | None, job: Job) -> wire.Wire:
     count = range(len(job.lengths))
     vectors = (normalised(job.values[index][:dimensions]) for index in count)
     return {
-        "vectors": [b64encode(_little(vector)).decode() for vector in vectors],
+        "vectors": [b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode() for vector in vectors],
         "tokens": [job.lengths[index] for index in count],
     }
-
-
-def _little(values: Values) -> bytes:
-    import sys
-
-    if sys.byteorder == "big":
-        values.byteswap()
-    return values.tobytes()
 
 
 def _ranked(job: Job) -> wire.Wire:

@@ -3,7 +3,7 @@ Knows no fields and no JSON.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -32,8 +32,9 @@ class Asked(Protocol):
     def question(self, profile: Profile) -> tuple[str, engine.Asked]:
         """What an engine is asked, as Engine.post takes it."""
 
-    def answer(self, name: str, result: Any) -> dict[str, Any]:
-        """The answer, of what the engine said; `name` is what the model is called by."""
+    def answer(self, name: str, result: Any) -> dict[str, Any] | Iterator[str]:
+        """The answer, of what the engine said; `name` is what the model is called by. One that takes long to
+        write comes in pieces of its JSON, in ASCII."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +53,26 @@ class Question:
             name = self.service.names.default(asked.model)
             async with while_connected(receive):
                 result = await self._result(name, asked)
-                await Ascii(asked.answer(name, result))(scope, receive, send)
+                answer = asked.answer(name, result)
+                if isinstance(answer, dict):
+                    await Ascii(answer)(scope, receive, send)
+                else:
+                    await _send_in_pieces(answer, send)
 
     async def _result(self, name: str, asked: Asked) -> Any:
         model = await self.service.names.find(name)
         async with self.service.pool.borrow(model, asked.keep_alive) as lent:
             return await result(lent.engine, *asked.question(lent.profile))
+
+
+async def _send_in_pieces(pieces: Iterator[str], send: Send) -> None:
+    """Others have their turn between two of them."""
+    headers = [(b"content-type", b"application/json")]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    for piece in pieces:
+        await send({"type": "http.response.body", "body": piece.encode("ascii"), "more_body": True})
+        await asyncio.sleep(0)
+    await send({"type": "http.response.body", "body": b""})
 
 
 async def result(asked: engine.Engine, what: str, question: engine.Asked) -> Any:
