@@ -25,9 +25,10 @@ from starlette.routing import Route
 
 import mdl.server
 from mdl.errors import MdlError
-from mdl.server import app, chat, completions, tokens
+from mdl.server import app, chat, completions, embeddings, tokens
 from mdl.server.openapi import document
 from mdl.server.options import ServeOptions
+from mdl.server.schemas import ANSWERS, REQUESTS
 from mdl.server.service import Service
 
 Reader = Callable[[Any], object]
@@ -36,6 +37,8 @@ Reader = Callable[[Any], object]
 READERS: dict[str, tuple[Reader, dict[str, Any]]] = {
     "ChatRequest": (chat.asked, {"messages": FRANCE}),
     "CompletionRequest": (completions.asked, {"prompt": "1 2 3"}),
+    "EmbeddingRequest": (embeddings.embeddings, {"input": "a"}),
+    "RerankRequest": (embeddings.rerank, {"query": "a", "documents": ["a"]}),
     "DetokenizeRequest": (tokens.detokenize, {"tokens": [1]}),
 }
 EXAMPLES = 25  # of what fits a schema, and as many of what does not, for each operation
@@ -176,7 +179,9 @@ def narrowed(published: dict[str, Any], mode: GenerationMode) -> dict[str, Any]:
     nothing but what it describes."""
     narrow = copy.deepcopy(published)
     schemas = narrow["components"]["schemas"]
-    for schema in walk({name: schemas[name] for name in schemas if name.endswith("Request")}):
+    for schema in walk({name: schemas[name] for name in REQUESTS}):
+        if schema.get("additionalProperties") is False:
+            schema["additionalProperties"] = {"type": "null"}  # the same as absent, whatever its name
         if "maxItems" in schema:
             schema["maxItems"] = min(schema["maxItems"], MOST_ITEMS)
             if mode is GenerationMode.NEGATIVE:
@@ -184,7 +189,7 @@ def narrowed(published: dict[str, Any], mode: GenerationMode) -> dict[str, Any]:
         for name in set(TAKEN) & set(schema.get("properties", {})):
             if mode is GenerationMode.POSITIVE or name == "model":
                 schema["properties"][name] = {"enum": TAKEN[name]}
-    for schema in walk({name: schemas[name] for name in schemas if not name.endswith("Request")}):
+    for schema in walk({name: schemas[name] for name in ANSWERS}):
         if "properties" in schema:
             schema.setdefault("additionalProperties", False)
     return narrow
