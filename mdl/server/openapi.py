@@ -79,11 +79,7 @@ PATHS = {
     "/healthz": _alive(),
     "/readyz": _ready(),
     "/openapi.json": _get("document", "This document.", {"type": "object"}),
-    "/metrics": {
-        "get": _operation(
-            "metrics", "Figures for Prometheus.", _answer(schemas.text(), "text/plain"), _ALWAYS
-        )
-    },
+    "/metrics": _page("metrics", "Figures for Prometheus."),
     "/mdl/engines": _get("engines", "The models that are loaded.", schemas.ref("Engines")),
     "/mdl/engines/stop": _post("stop", "Lets go of a model, after its answers.", "StopRequest", "Stopped"),
     "/v1/models": _get("models", "The models that can be asked.", schemas.ref("Models")),
