@@ -46,9 +46,7 @@ class Metrics:
             return Histogram(name, about, (label,), buckets=steps, registry=registry)
 
         self._requests = counter("mdl_requests", "Requests.", "route", "status")
-        self._seconds = seconds(
-            "mdl_request_seconds", "Up to its end.", "route", _REQUEST_SECONDS
-        )
+        self._seconds = seconds("mdl_request_seconds", "Up to its end.", "route", _REQUEST_SECONDS)
         self._first = seconds("mdl_first_token_seconds", "Up to the first token.", "model", _REQUEST_SECONDS)
         self._next = seconds("mdl_next_token_seconds", "Mean of an answer.", "model", _TOKEN_SECONDS)
         self._tokens = counter("mdl_tokens", "Tokens.", "model", "kind")
