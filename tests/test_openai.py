@@ -786,7 +786,6 @@ BROKEN = {"type": "thing"}
     ("fields", "param"),
     [
         ({"messages": [{"role": "user", "content": "word " * 5000}]}, "messages"),
-        ({"messages": [*FRANCE, {"role": "assistant", "content": "", "reasoning_content": "x"}]}, "messages"),
         ({"json_schema": BROKEN}, "json_schema"),
         ({"response_format": {"type": "json_object", "schema": BROKEN}}, "response_format"),
         ({"grammar": "root"}, "grammar"),
