@@ -37,6 +37,7 @@ class Checker:
         self._vocabulary = _line([size, dict(controls), sorted(ends)])
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
+        self._ready = False
         self._idle: threading.Timer | None = None
         with suppress(EngineError):
             self._process = self._start()
@@ -50,6 +51,7 @@ class Checker:
             if self._process and self._process.poll() is not None:
                 self._end()
             process = self._process = self._process or self._start()
+            self._await(process)
             wrong = self._ask(process, _line([format.kind, format.text]))
             self._idle = threading.Timer(IDLE_SECONDS, self.close)
             self._idle.daemon = True
@@ -61,6 +63,13 @@ class Checker:
         """Ends its process. A later check starts another one."""
         with self._lock:
             self._end()
+
+    def _await(self, process: subprocess.Popen[bytes]) -> None:
+        """Until it is there: how long that takes says nothing about a grammar."""
+        if not self._ready and not _pipe(process.stdout).readline():
+            self._end()
+            raise EngineError("a grammar cannot be tried: the process for it has ended")
+        self._ready = True
 
     def _ask(self, process: subprocess.Popen[bytes], question: bytes) -> str:
         late = threading.Timer(SECONDS, process.kill)
@@ -100,6 +109,7 @@ class Checker:
             with suppress(OSError):
                 _pipe(self._process.stdin).close()
         self._process = None
+        self._ready = False
 
 
 def _line(message: object) -> bytes:
@@ -132,6 +142,8 @@ def _bound_memory() -> None:
 
 def _answer(questions: IO[bytes], answers: IO[bytes]) -> None:
     tokenizer, letters = _vocabulary(*json.loads(questions.readline()))
+    answers.write(_line("ready"))
+    answers.flush()
     for question in questions:
         # By the hand of the parent if it is there: this is for the case that it is not.
         faulthandler.dump_traceback_later(2 * SECONDS, exit=True)

@@ -73,6 +73,8 @@ class Grammars:
         with self._lock:
             known = self._known[format]
             self._known.move_to_end(format)
+            if isinstance(known, EngineError):  # of this moment, not of the grammar
+                del self._known[format]
         if isinstance(known, MdlError):
             raise known
         return Constraint(known.deep_copy(), self._mask, self._size)

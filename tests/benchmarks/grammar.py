@@ -3,7 +3,7 @@
     python tests/benchmarks/grammar.py [tokens of the vocabulary: 150000] [schemas: 300]
 
 Prints three tables: the time to compile and for each token; of schemas by chance (tests/schemas.py) the
-share that is taken and the share of answers that are then valid; tokens in a second, free and held to a form,
+share that is taken and the share of answers that are then valid; what a token takes, free and held to a form,
 of the demo and of a model of random weights with that vocabulary.
 
 llama.cpp's schemas are converted by what llama-cpp-python has for it, and for the second table its grammars
@@ -12,6 +12,7 @@ are followed by mdl: llama.cpp ends the process for some of them.
 
 import ctypes
 import json
+import os
 import sys
 import tempfile
 from collections import Counter
@@ -184,26 +185,32 @@ def outcome(grammars: Grammars, schema: Any, convert: Callable[[str], Format], s
 
 
 def cost(path: Path) -> None:
-    """Answers of the same length, one at a time: as many tokens free as the form took."""
-    print(f"\n{'tokens in a second':24} {'free':>9} {'schema':>9} {'any JSON':>9}")
+    """Of the processor, as other things may run beside; with one thread, prompts included."""
+    print(f"\n{'milliseconds a token':24} {'free':>9} {'schema':>9} {'any JSON':>9}")
     for name, file in (("demo", models.DEMO), ("random weights", path)):
         with Engine() as engine:
-            engine.load(EngineFiles(file), EngineSettings(context=1024, parallel=1))
-            rates = [
-                rate(engine, form) for form in (None, Format("schema", json.dumps(PERSON)), Format("json"))
-            ]
-            print(f"{name:24} " + " ".join(f"{tokens:9.0f}" for tokens in rates))
+            engine.load(EngineFiles(file), EngineSettings(context=1024, parallel=1, threads=1))
+            forms = (None, Format("schema", json.dumps(PERSON)), Format("json"))
+            print(f"{name:24} " + " ".join(f"{1000 * each(engine, form):9.3f}" for form in forms))
 
 
-def rate(engine: Engine, form: Format | None) -> float:
-    tokens, seconds = 0, 0.0
-    for seed in range(-2, 8):
-        sampling = Sampling(temperature=1.0, seed=seed, max_tokens=100, ignore_eos=form is None)
-        *_, last = engine.chat(Chat((Message("user", "Who are you?"),), sampling, format=form))
-        if seed >= 0 and last.usage:
-            tokens += last.usage.completion_tokens
-            seconds += last.usage.completion_seconds
-    return tokens / seconds
+def each(engine: Engine, form: Format | None, count: int = 20) -> float:
+    """Seconds that the worker is busy for a token."""
+    answer(engine, form, 0)
+    started = busy(engine)
+    tokens = sum(answer(engine, form, seed) for seed in range(1, count + 1))
+    return (busy(engine) - started) / tokens
+
+
+def answer(engine: Engine, form: Format | None, seed: int) -> int:
+    sampling = Sampling(temperature=1.0, seed=seed, max_tokens=100, ignore_eos=form is None)
+    *_, last = engine.chat(Chat((Message("user", "Who are you?"),), sampling, format=form))
+    return last.usage.completion_tokens if last.usage else 0
+
+
+def busy(engine: Engine) -> float:
+    fields = Path(f"/proc/{engine.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 if __name__ == "__main__":
