@@ -15,7 +15,16 @@ import pytest
 import mdl
 from mdl.engine import Engine
 from mdl.engine.process import Process
-from mdl.engine.request import Chat, Completion, EngineFiles, EngineSettings, Message, Sampling, ToolCall
+from mdl.engine.request import (
+    Chat,
+    Completion,
+    EngineFiles,
+    EngineSettings,
+    Format,
+    Message,
+    Sampling,
+    ToolCall,
+)
 from mdl.errors import Busy, EngineError, MdlError, NotFound, UnsupportedModel, UsageError
 
 DEMO = Path(mdl.__file__).parent / "models" / "mdl-demo-Q8_0.gguf"
@@ -156,6 +165,12 @@ def test_an_answer_can_be_held_to_calls(engine, only, parallel):
     for name, arguments in calls:
         assert arguments.keys() == ({"city"} if name == "get_weather" else {"a", "b"})
     assert deltas[-1].finish == "tool_calls" and not "".join(delta.text for delta in deltas)
+
+
+def test_an_answer_cannot_be_held_to_calls_and_to_a_grammar(engine):
+    chat = ask(CAPITAL, tools=(WEATHER,), must_call=True, format=Format("gbnf", 'root ::= "yes"'))
+    with pytest.raises(UsageError, match="cannot keep to a grammar too"):
+        last_of(engine, chat)
 
 
 def test_an_answer_is_gone_on_with_where_it_was(engine):

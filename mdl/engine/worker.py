@@ -181,6 +181,11 @@ class Worker:
         controls, parallel = self.runner.controls, chat.parallel_calls
         thoughts = tuple(start for start, _ in REASONING_TAGS) if chat.thinking else ()
         if chat.must_call:
+            # JSON is what the text has to be, of which there is none then; a grammar would be for all of it.
+            if chat.format is not None and chat.format.kind not in ("json", "schema"):
+                raise UsageError(
+                    "an answer that has to be a call cannot keep to a grammar too", field="grammar"
+                )
             return grammar(self.calls, chat.tools, chat.only, parallel, controls, thoughts)
         strict = any(tool["function"].get("strict") for tool in chat.tools)
         is_json = chat.format is not None and chat.format.kind in ("json", "schema")
