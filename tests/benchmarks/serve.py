@@ -20,6 +20,7 @@ in it.
 
 import argparse
 import json
+import os
 import random
 import statistics
 import sys
@@ -194,7 +195,8 @@ class Bench:
     def run(self, name: str, chosen: list[str]) -> None:
         model = models.make(name, self.folder)
         threads = self.threads or _threads(model)
-        print(f"\n# {model.stem}, {threads} thread(s)\n")
+        busy = os.getloadavg()[0]
+        print(f"\n# {model.stem}, {threads} thread(s); {busy:.1f} processes at work before\n")
         for each in chosen:
             scenario = SCENARIOS[each]
             length = LOADS[name].length
@@ -209,6 +211,7 @@ class Bench:
         found: dict[str, list[Figures]] = {each: [] for each in self.commands}
         with ExitStack() as stack:
             servers = [stack.enter_context(each) for each in self.servers(terms)]
+            _compare(servers)
             turns: list[tuple[str, Callable[[Round], Figures]]] = [
                 (server.name, lambda now, port=server.port: SCENARIOS[scenario].run(port, now))
                 for server in servers
@@ -243,6 +246,14 @@ class Bench:
                     {"beyond the file, MB": used.beyond / 1e6, "file, MB": used.model / 1e6}
                 ]
         return found
+
+
+def _compare(servers: list[peers.Running]) -> None:
+    """Ends it where they do not see the same prompt: then they would not do the same work."""
+    body = Round(Load(2, 1), 0, "").body("How are you?", 2)
+    seen = {server.name: peers.say(server.port, body)["usage"]["prompt_tokens"] for server in servers}
+    if len(set(seen.values())) > 1:
+        raise SystemExit(f"the same prompt has not the same tokens everywhere: {seen}")
 
 
 def _part(values: list[float], part: float) -> float:
