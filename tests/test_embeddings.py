@@ -36,16 +36,17 @@ def job(request, lengths):
     return made
 
 
-@given(st.lists(LENGTHS, min_size=1, max_size=5), st.integers(1, 32), st.integers(1, 8))
-def test_every_text_is_computed_once_and_no_step_has_more_than_it_may(requests, step, most):
+@given(st.lists(LENGTHS, min_size=1, max_size=5), st.integers(1, 32), st.integers(1, 8), st.booleans())
+def test_every_text_is_computed_once_and_no_step_has_more_than_it_may(requests, step, most, ending):
     jobs = [job(request, lengths) for request, lengths in enumerate(requests)]
     seen = Counter()
-    while batch := pack(jobs, step, most):
+    while batch := pack(jobs, step, most, ending):
         lengths = [len(text.tokens) for text in batch]
         assert len(batch) <= most
         assert sum(lengths) <= step or len(batch) == 1
         seen.update((text.job.request, text.index) for text in batch)
     assert seen == Counter((job.request, index) for job in jobs for index in job.lengths)
+    assert [job.size for job in jobs] == [0] * len(jobs)
 
 
 @given(LENGTHS, st.integers(1, 32))
@@ -53,6 +54,11 @@ def test_one_text_is_in_the_next_step_whatever_somebody_else_has(lengths, length
     small = job(1, [length])
     pack([job(0, lengths * 10), small], 64, 8)
     assert small.waiting == [] or max(lengths) > 64 - length
+
+
+def test_requests_end_in_the_order_in_which_they_came_where_they_can():
+    jobs = [job(request, [4, 4]) for request in range(4)]
+    assert [text.job.request for text in pack(jobs, 18, 8)] == [0, 0, 1, 1]
 
 
 class Adder:
@@ -125,6 +131,15 @@ def test_who_asks_for_one_text_does_not_wait_for_those_who_ask_for_thousands():
     asking.embed(2, "abc")
     asking.steps(2)
     assert [*asking.heard] == [2]
+
+
+def test_who_asks_for_thousands_of_texts_goes_on_whatever_others_ask_for():
+    asking = Asking()
+    asking.embed(0, *["some words"] * 50)
+    for request in range(1, 400):
+        asking.embed(request, (1,) * 16)
+        asking.steps(1)
+    assert 0 in asking.heard
 
 
 def test_a_cancelled_request_leaves_nothing_behind_not_even_in_the_middle_of_a_text():

@@ -83,34 +83,50 @@ class Job:
     left: int
     result: Callable[["Job"], Any]
     waiting: list[Text] = field(default_factory=list)
+    size: int = 0  # tokens that wait
     values: dict[int, Values] = field(default_factory=dict)
     lengths: dict[int, int] = field(default_factory=dict)
 
     def add(self, index: int, tokens: list[int]) -> None:
         self.lengths[index] = len(tokens)
+        self.size += len(tokens)
         insort(self.waiting, Text(self, index, tokens), key=_length)
 
     def take(self, most: int) -> Text | None:
         """The longest text of at most so many tokens."""
-        place = bisect_right(self.waiting, most, key=_length)
-        return self.waiting.pop(place - 1) if place else None
+        return self._pop(bisect_right(self.waiting, most, key=_length) - 1)
+
+    def first(self) -> Text | None:
+        """The shortest."""
+        return self._pop(0 if self.waiting else -1)
+
+    def _pop(self, place: int) -> Text | None:
+        if place < 0:
+            return None
+        text = self.waiting.pop(place)
+        self.size -= len(text.tokens)
+        return text
 
 
 def _length(text: Text) -> int:
     return len(text.tokens)
 
 
-def pack(jobs: Sequence[Job], step: int, most: int) -> list[Text]:
-    """The texts of the next step, which are taken: by turns from each request, the long ones first. At most
-    `step` tokens, or one text alone that has more."""
+def pack(jobs: Sequence[Job], step: int, most: int, ending: bool = True) -> list[Text]:
+    """The texts of the next step, which are taken: with `ending` those of requests that end with it, then by
+    turns from each one, the long ones first. At most `step` tokens, or one text alone that has more."""
     batch: list[Text] = []
     room = step
+    for job in jobs if ending else ():
+        if job.size <= room and len(job.waiting) == job.left <= most - len(batch):
+            room -= job.size
+            batch += iter(job.first, None)
     turns = deque(jobs)
     while turns and len(batch) < most:
         job = turns.popleft()
         text = job.take(room)
-        if text is None and not batch and job.waiting:
-            return [job.waiting.pop(0)]
+        if text is None and not batch and (long := job.first()):
+            return [long]
         if text is not None:
             batch.append(text)
             room -= len(text.tokens)
@@ -126,6 +142,8 @@ class Embeddings:
         self._send = send
         self._jobs: deque[Job] = deque()
         self._long: Text | None = None
+        self._by_turns = False
+        self._turns = 0
 
     @property
     def busy(self) -> bool:
@@ -177,10 +195,18 @@ class Embeddings:
             self._take(text, values)
 
     def _next(self) -> list[Text]:
+        """Who asks for little is served first, in the order in which they came; every other step goes by
+        turns, so that those who ask for much go on, too."""
         if self._long is not None:
             return [self._long]
-        self._jobs.rotate(-1)  # who comes first has the best choice
-        return pack(self._jobs, self._vectors.step, self._vectors.most)
+        step, most = self._vectors.step, self._vectors.most
+        self._by_turns = not self._by_turns and any(job.size > step for job in self._jobs)
+        if not self._by_turns:
+            return pack(self._jobs, step, most)
+        self._turns += 1
+        first = self._turns % len(self._jobs)
+        jobs = [*self._jobs]
+        return pack(jobs[first:] + jobs[:first], step, most, ending=False)
 
     def _run(self, batch: list[Text]) -> list[Values]:
         if self._long is None:

@@ -914,7 +914,7 @@ class Vectors:
 
     def begin(self, room: int) -> None:
         if room > self._room:
-            self._make(min(self.limit, 1 << (room - 1).bit_length()))
+            self._make(min(self.limit, max(self.step, 1 << (room - 1).bit_length())))
         if self._memory:
             C.llama_memory_clear(self._memory, False)
 
