@@ -10,7 +10,7 @@ from mdl import gguf, memory
 from mdl.engine.request import EngineSettings
 from mdl.errors import UnsupportedModel
 from mdl.machine import Machine
-from mdl.memory import Need, Shape
+from mdl.memory import Need, Part, Shape
 
 FEWEST_TOKENS = 1024  # to which a context that nobody asked for is shortened, where memory is scarce
 
@@ -57,7 +57,10 @@ def place(header: gguf.Header, settings: EngineSettings, here: Machine, most: in
     try:
         shape = memory.shape(header)
     except UnsupportedModel:  # of a kind that is not known, as those that make vectors: about its weights
-        return Placement(settings, cpu=sum(tensor.size for tensor in header.tensors))
+        size = sum(tensor.size for tensor in header.tensors)
+        if limit := memory.lacking(Need(Part(weights=size)), here, most):
+            raise _too_large(limit) from None
+        return Placement(settings, cpu=size)
     whole = any(layer.state for layer in shape.layers)
     lacking = ""
     for wanted in _contexts(shape, settings, here):
@@ -68,7 +71,11 @@ def place(header: gguf.Header, settings: EngineSettings, here: Machine, most: in
             if not found:
                 return _placed(shape, settings, chosen, needed, layers)
             lacking = lacking or found
-    raise UnsupportedModel(
+    raise _too_large(lacking)
+
+
+def _too_large(lacking: str) -> UnsupportedModel:
+    return UnsupportedModel(
         f"the model does not fit into the memory that is free: it {lacking}",
         hint="take a smaller quantization, a smaller context (--ctx) or fewer requests at once (--parallel)",
     )

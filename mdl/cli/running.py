@@ -185,14 +185,14 @@ def _adapter(library: "Library", text: str, watched: "Watch", leases: ExitStack)
 
 
 def engine_settings(
-    context: int | None, gpu_layers: str, threads: int | None, parallel: int
+    context: int | None, gpu_layers: str, threads: int | None, parallel: int, batch: int = 512
 ) -> "EngineSettings":
     from mdl.engine.request import EngineSettings
 
     if gpu_layers != AUTO and not gpu_layers.isdecimal():
         raise UsageError(f"--gpu-layers cannot be {gpu_layers!r}", hint="auto, or a number of layers")
     layers = None if gpu_layers == AUTO else int(gpu_layers)
-    return EngineSettings(context=context, gpu_layers=layers, threads=threads, parallel=parallel)
+    return EngineSettings(context, layers, threads, parallel, max(batch, parallel))
 
 
 def serve(
@@ -211,6 +211,9 @@ def serve(
     parallel: Annotated[
         int, typer.Option(metavar="N", min=1, max=64, help="Requests of a model answered at once.")
     ] = 4,
+    batch: Annotated[
+        int, typer.Option(metavar="N", min=1, max=8192, help="Tokens of prompts computed in one step.")
+    ] = 512,
     context: ContextSize = None,
     gpu_layers: GpuLayers = AUTO,
     threads: Threads = None,
@@ -247,7 +250,7 @@ def serve(
         port=port,
         api_key=api_key if api_key is not None else library.settings.api_key,
         models=names,
-        engine=engine_settings(context, gpu_layers, threads, parallel),
+        engine=engine_settings(context, gpu_layers, threads, parallel, batch),
         idle_seconds=_seconds(idle) or None,
         max_models=max_models,
         memory=library.settings.memory,

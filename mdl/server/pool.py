@@ -174,11 +174,11 @@ class Pool:
             await self._in_thread(lambda: entry.engine.load(held.files, _settings(entry)))
             entry.loaded = await self._in_thread(entry.engine.ready)
         except Exception as error:
-            if isinstance(error, MdlError) and not isinstance(error, Busy):
+            if isinstance(error, MdlError) and not (isinstance(error, Busy) or entry.leaving):
                 self._failed[at] = monotonic(), error
             await self._end(at, entry)
             raise
-        self._wake()
+        self._settle(at, entry)
 
     async def _placed(self, entry: Entry, header: Header, settings: EngineSettings) -> Placement:
         """Where it goes, once there is room for it."""
@@ -253,19 +253,18 @@ class Pool:
         entry.idle = self._bounds.idle_seconds
         if keep_alive is not None:
             entry.idle = keep_alive if keep_alive >= 0 else None
+        if entry.loaded is not None:  # while it loads it is not idle, whoever has left
+            self._settle(at, entry)
+
+    def _settle(self, at: Key, entry: Entry) -> None:
+        """What becomes of it now that it has been loaded, or has given an answer."""
+        self._wake()
         if entry.busy:
             return
         if entry.leaving:
             self._end(at, entry)
-        else:
-            self._wake()
-            self._rest(at, entry)
-
-    def _rest(self, at: Key, entry: Entry) -> None:
-        """Ends it after the time for which it may be idle. While it loads it is not, whoever has left."""
-        if entry.idle is not None:
-            then = self._rest if entry.loading else self._end
-            entry.timer = asyncio.get_running_loop().call_later(entry.idle, then, at, entry)
+        elif entry.idle is not None:
+            entry.timer = asyncio.get_running_loop().call_later(entry.idle, self._end, at, entry)
             entry.until = time() + entry.idle
 
     def _end(self, at: Key, entry: Entry) -> "asyncio.Task[None]":
