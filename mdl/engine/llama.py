@@ -105,6 +105,8 @@ class Runner:
         self.task: Task = purpose(self.pooling, self._meta)
         if self.task == "generate":
             self._open(settings)
+        if self.task != "generate":
+            self.cells = self.context
         self._pieces: list[bytes | bool | None] = [False] * C.llama_vocab_n_tokens(self._vocab)
         self._longest = 0
         self._grammars: Any = None

@@ -472,8 +472,14 @@ class Embedder:
 
 
 _MADE_FOR = {
-    "embed": ("this is an embedding model: it writes no answers, and ranks nothing", "ask it for embeddings"),
-    "rank": ("this is a reranker: it writes no answers, and has no embeddings", "ask it to rank documents"),
+    "embed": (
+        "this is an embedding model: it writes no answers, and ranks nothing",
+        "ask it for embeddings (/v1/embeddings)",
+    ),
+    "rank": (
+        "this is a reranker: it writes no answers, and has no embeddings",
+        "ask it to rank documents (/v1/rerank)",
+    ),
 }
 
 

@@ -1,7 +1,7 @@
-"""Embeddings of 256 short texts by mdl serve and by llama-server (as xllamacpp): same model, threads, client.
+"""Embeddings of 256 short texts by mdl serve and by llama-server: same model, threads, and client.
 
     python tests/benchmarks/embeddings.py [--models 15M,30M] [--rounds 7] [--threads N] [--slots 4,32]
-        [--xllamacpp PYTHON]
+        [--xllamacpp PYTHON | --llama-server BINARY]
 
 The models are llama's architecture with random weights, pooled at the last token. All servers run at once and
 are asked in turns, the first one changing from round to round, for the same new texts of 5 to 20 words: in
@@ -81,17 +81,24 @@ WAYS: dict[str, Callable[[int, list[str]], Vectors]] = {
 
 def commands(options: argparse.Namespace) -> dict[str, tuple[peers.Command, int]]:
     """How each server is started, and with how many slots."""
-    python = peers.python_with("xllamacpp", peers.XLLAMACPP, options.xllamacpp)
-
-    def llama_server(terms: peers.Terms, port: int) -> list[str]:
-        command = peers.xllamacpp(python)(terms, port)
-        place = next(i for i, part in enumerate(command) if "xllamacpp.Server(" in part)
-        start = "params.embedding = params.kv_unified = True\nserver = xllamacpp.Server("
-        command[place] = command[place].replace("server = xllamacpp.Server(", start)
-        return command
-
-    others = {f"{slots} slots": (llama_server, int(slots)) for slots in options.slots.split(",")}
+    if options.llama_server:
+        command = _binary(peers.llama_server(options.llama_server))
+    else:
+        command = _package(
+            peers.xllamacpp(peers.python_with("xllamacpp", peers.XLLAMACPP, options.xllamacpp))
+        )
+    others = {f"{slots} slots": (command, int(slots)) for slots in options.slots.split(",")}
     return {"mdl": (peers.mdl, 4), **others}
+
+
+def _binary(command: peers.Command) -> peers.Command:
+    return lambda terms, port: [*command(terms, port), "--embeddings", "--kv-unified"]
+
+
+def _package(command: peers.Command) -> peers.Command:
+    start = "server = xllamacpp.Server("
+    more = f"params.embedding = params.kv_unified = True\n{start}"
+    return lambda terms, port: [part.replace(start, more) for part in command(terms, port)]
 
 
 def measure(model: Path, threads: int, options: argparse.Namespace) -> dict[str, dict[str, list[float]]]:
@@ -160,6 +167,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--slots", default="4,32")
     parser.add_argument("--xllamacpp", type=Path, metavar="PYTHON")
+    parser.add_argument("--llama-server", type=Path, metavar="BINARY")
     parser.add_argument("--folder", type=Path, default=user_cache_path("mdl-benchmarks", appauthor=False))
     options = parser.parse_args()
     models.SIZES |= SIZES
