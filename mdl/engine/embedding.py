@@ -63,7 +63,7 @@ class Vectors(Protocol):
         """A vector for each. Raises EngineError."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Text:
     """One that is to be computed, and what the pieces so far have come to."""
 
@@ -74,7 +74,7 @@ class Text:
     values: "Values | None" = None
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Job:
     """A request: inputs that are to be read, texts that wait to be computed (the shortest first), results."""
 
@@ -264,20 +264,24 @@ class Embeddings:
             raise UsageError(f"input {index} is empty")
         vectors = self._vectors
         tokens = vectors.read(text) if isinstance(text, str) else vectors.checked(text)
-        return vectors.cut(tokens) if truncate else self._fitting(f"input {index}", tokens)
+        if truncate:
+            return vectors.cut(tokens)
+        return self._fitting(
+            tokens, f"input {index}", "cut it into parts, or let it be cut at its end (truncate)"
+        )
 
     def _read_pair(self, index: int, query: str, document: str) -> list[int]:
         if not query or not document:
             raise UsageError(f"document {index} is empty" if query else "the query is empty")
         tokens = self._vectors.read_pair(query, document)
-        return self._fitting(f"document {index}, with the query,", tokens)
+        return self._fitting(tokens, f"document {index}, with the query,", "cut it into parts")
 
-    def _fitting(self, what: str, tokens: list[int]) -> list[int]:
+    def _fitting(self, tokens: list[int], what: str, hint: str) -> list[int]:
         limit = self._vectors.limit
         if len(tokens) > limit:
             raise TooLong(
                 f"{what} has {len(tokens):,} tokens or more, and the model takes {limit:,} at most",
-                hint="cut it into parts, or let it be cut at its end (truncate)",
+                hint,
             )
         return tokens
 
