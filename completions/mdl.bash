@@ -5,7 +5,7 @@
 _mdl_about() {
     case $1 in
         '')
-            arguments='download,list,inspect,resolve,rm,verify,prune,df,alias,login,logout,chat,serve,bench,completion'
+            arguments='download,list,inspect,resolve,rm,verify,prune,df,alias,login,logout,chat,serve,ps,stop,bench,completion'
             options='
                 --version
                 --help -h
@@ -166,16 +166,40 @@ _mdl_about() {
                 --port=TEXT
                 --api-key=TEXT
                 --parallel=TEXT
+                --batch=TEXT
                 --ctx=TEXT
                 --gpu-layers=auto
                 --threads=TEXT
                 --idle=TEXT
                 --max-models=TEXT
+                --memory=TEXT
                 --allow-host=TEXT
                 --insecure
                 --json
                 --pull=missing,never,always,newer
                 --offline
+                --help -h
+            '
+            ;;
+        ps)
+            arguments=''
+            options='
+                --url=TEXT
+                --api-key=TEXT
+                --json
+                --quiet -q
+                --help -h
+            '
+            ;;
+        stop)
+            arguments='MODEL...'
+            options='
+                --model=MODEL -m=MODEL
+                --all
+                --force
+                --url=TEXT
+                --api-key=TEXT
+                --json
                 --help -h
             '
             ;;

@@ -2,7 +2,7 @@
 
 # The words before the cursor that are neither options nor their values: a command and its arguments.
 function __mdl_words
-    set -l valued --model -m --destination --include --jobs --ctx --limit-rate --ca --sort --filter --key --sample --older-than --user -u --system --temperature --top-p --top-k --seed --max-tokens --stop --gpu-layers --threads --adapter --session --pull --host --port --api-key --parallel --idle --max-models --allow-host --prompt --streams --tokens --repeat --svg
+    set -l valued --model -m --destination --include --jobs --ctx --limit-rate --ca --sort --filter --key --sample --older-than --user -u --system --temperature --top-p --top-k --seed --max-tokens --stop --gpu-layers --threads --adapter --session --pull --host --port --api-key --parallel --batch --idle --max-models --memory --allow-host --url --prompt --streams --tokens --repeat --svg
     set -l words (commandline -opc)
     set -e words[1]
     set -l is_value no
@@ -58,6 +58,8 @@ complete -c mdl -n __mdl_expects_command -a login -d 'Keep credentials for a reg
 complete -c mdl -n __mdl_expects_command -a logout -d 'Forget the credentials for a registry or Hugging Face'
 complete -c mdl -n __mdl_expects_command -a chat -d 'Ask a model: one answer for a prompt or a pipe, else a conversation'
 complete -c mdl -n __mdl_expects_command -a serve -d 'Serve models to programs, by OpenAI\'s HTTP API'
+complete -c mdl -n __mdl_expects_command -a ps -d 'What a running server has loaded, and for how long'
+complete -c mdl -n __mdl_expects_command -a stop -d 'Make a running server let go of models'
 complete -c mdl -n __mdl_expects_command -a bench -d 'Measure how fast a model is here: prompts, answers, several at once'
 complete -c mdl -n __mdl_expects_command -a completion -d 'Print what makes a shell complete commands, options and names of models'
 
@@ -172,11 +174,13 @@ complete -c mdl -n '__mdl_command_is serve' -l host -x -d 'The address to listen
 complete -c mdl -n '__mdl_command_is serve' -l port -x -d '0 takes any that is free'
 complete -c mdl -n '__mdl_command_is serve' -l api-key -x -d 'What clients must send; better set as MDL_API_KEY'
 complete -c mdl -n '__mdl_command_is serve' -l parallel -x -d 'Requests of a model answered at once'
+complete -c mdl -n '__mdl_command_is serve' -l batch -x -d 'Tokens of prompts computed in one step'
 complete -c mdl -n '__mdl_command_is serve' -l ctx -x -d 'Tokens of prompt and answer together'
 complete -c mdl -n '__mdl_command_is serve' -l gpu-layers -x -a 'auto' -d 'Layers on the GPU; auto: all, where llama.cpp has one'
 complete -c mdl -n '__mdl_command_is serve' -l threads -x -d 'Threads on the CPU'
 complete -c mdl -n '__mdl_command_is serve' -l idle -x -d 'Unload a model after this; 0 is never'
-complete -c mdl -n '__mdl_command_is serve' -l max-models -x -d 'Models loaded at once'
+complete -c mdl -n '__mdl_command_is serve' -l max-models -x -d 'Models loaded at once; 0: as many as fit'
+complete -c mdl -n '__mdl_command_is serve' -l memory -x -d 'What models may take of the memory, such as 8G'
 complete -c mdl -n '__mdl_command_is serve' -l allow-host -x -d 'Another name that clients use for this server'
 complete -c mdl -n '__mdl_command_is serve' -l insecure -d 'Let others in without a key, on an address that they can reach'
 complete -c mdl -n '__mdl_command_is serve' -l json -d 'Print one JSON document'
@@ -184,6 +188,21 @@ complete -c mdl -n '__mdl_command_is serve' -l pull -x -a 'missing never always 
 complete -c mdl -n '__mdl_command_is serve' -l offline -d 'Never use the network'
 complete -c mdl -n '__mdl_command_is serve' -l help -s h -d 'Show this message and exit'
 complete -c mdl -n '__mdl_command_is serve' -a '(__mdl_models)'
+
+complete -c mdl -n '__mdl_command_is ps' -l url -x -d 'The server to ask, if it is not http://127.0.0.1:3000'
+complete -c mdl -n '__mdl_command_is ps' -l api-key -x -d 'The key of the server; better set as MDL_API_KEY'
+complete -c mdl -n '__mdl_command_is ps' -l json -d 'Print one JSON document'
+complete -c mdl -n '__mdl_command_is ps' -l quiet -s q -d 'Print only names or folders'
+complete -c mdl -n '__mdl_command_is ps' -l help -s h -d 'Show this message and exit'
+
+complete -c mdl -n '__mdl_command_is stop' -l model -s m -x -a '(__mdl_models)' -d 'The same as the argument MODEL'
+complete -c mdl -n '__mdl_command_is stop' -l all -d 'All that is loaded'
+complete -c mdl -n '__mdl_command_is stop' -l force -d 'Do not wait for the answers that it is giving'
+complete -c mdl -n '__mdl_command_is stop' -l url -x -d 'The server to ask, if it is not http://127.0.0.1:3000'
+complete -c mdl -n '__mdl_command_is stop' -l api-key -x -d 'The key of the server; better set as MDL_API_KEY'
+complete -c mdl -n '__mdl_command_is stop' -l json -d 'Print one JSON document'
+complete -c mdl -n '__mdl_command_is stop' -l help -s h -d 'Show this message and exit'
+complete -c mdl -n '__mdl_command_is stop' -a '(__mdl_models)'
 
 complete -c mdl -n '__mdl_command_is bench' -l model -s m -x -a '(__mdl_models)' -d 'The same as the argument MODEL'
 complete -c mdl -n '__mdl_command_is bench' -l prompt -x -d 'Tokens of the prompts; 128,512,2048 as far as they fit'

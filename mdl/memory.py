@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from itertools import accumulate
 from typing import Literal, NamedTuple
 
+from mdl.engine.request import EngineSettings, Sizes
 from mdl.gguf import TENSOR_TYPES
 from mdl.machine import Machine
 from mdl.shape import Layer, Shape, shape
@@ -17,8 +18,6 @@ __all__ = ["CacheType", "Fit", "Layer", "Need", "Part", "Shape", "fit", "lacking
 
 CacheType = Literal["F32", "F16", "BF16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0", "IQ4_NL"]
 
-MOST_CELLS = 16_384  # tokens of a context that nobody asked for
-_FEWEST_CELLS = 1024
 _CELLS_PADDED = 256
 _FLOAT = 4  # bytes of what is computed, whatever the weights are
 _STEPS_AHEAD = 4  # GGML_SCHED_MAX_COPIES
@@ -230,14 +229,19 @@ def _ahead(shape: Shape, load: _Load, devices: list[int]) -> int:
 
 
 def default_context(shape: Shape, memory: int) -> int:
-    """Tokens of a context that nobody asked for, as the engine takes it on a machine with so much memory."""
-    return min(shape.trained or 4096, most_cells(shape, memory))
+    """Tokens of a context that nobody asked for, as `mdl chat` takes it on a machine with so much memory."""
+    return sizes(shape, EngineSettings(parallel=1), memory).context
 
 
-def most_cells(shape: Shape, memory: int) -> int:
-    """Tokens of all requests in a cache of which nobody said how large it is."""
+def sizes(shape: Shape, settings: EngineSettings, memory: int) -> Sizes:
+    """The cache as the engine makes it on a machine with so much memory."""
     token = sum(2 * (layer.key + layer.value) for layer in shape.layers)
-    return min(MOST_CELLS, max(_FEWEST_CELLS, memory // 4 // max(1, token)))
+    return settings.sizes(shape.trained, token, memory, is_whole(shape))
+
+
+def is_whole(shape: Shape) -> bool:
+    """Whether the model has a state that is one for all tokens."""
+    return any(layer.state for layer in shape.layers)
 
 
 def fit(shape: Shape, machine: Machine, context: int | None = None, *, slots: int = 1) -> Fit:

@@ -61,7 +61,7 @@ def place(header: gguf.Header, settings: EngineSettings, here: Machine, most: in
         if limit := memory.lacking(Need(Part(weights=size)), here, most):
             raise _too_large(limit) from None
         return Placement(settings, cpu=size)
-    whole = any(layer.state for layer in shape.layers)
+    whole = memory.is_whole(shape)
     lacking = ""
     for wanted in _contexts(shape, settings, here):
         for layers in _layers(shape, settings, here):
@@ -83,18 +83,17 @@ def _too_large(lacking: str) -> UnsupportedModel:
 
 def _contexts(shape: Shape, settings: EngineSettings, here: Machine) -> Iterator[EngineSettings]:
     """With the context that was asked for; else the one that is usual, and then ever shorter ones."""
-    total = here.memory_total
-    context = settings.context or memory.default_context(shape, total)
-    cells = max(context, min(context * settings.parallel, memory.most_cells(shape, total)))
-    yield replace(settings, context=context, cells=settings.cells or cells)
+    usual = memory.sizes(shape, settings, here.memory_total)
+    context, cells = usual.context, usual.cells
+    yield replace(settings, **usual._asdict())
     if settings.cells is not None:
         return
     while cells > context:
         cells = max(context, cells // 2)
-        yield replace(settings, context=context, cells=cells)
+        yield replace(settings, context=context, cells=cells, shared=True)
     while settings.context is None and context > FEWEST_TOKENS:
         context = max(FEWEST_TOKENS, context // 2)
-        yield replace(settings, context=context, cells=context)
+        yield replace(settings, context=context, cells=context, shared=True)
 
 
 def _layers(shape: Shape, settings: EngineSettings, here: Machine) -> tuple[int, ...]:
@@ -111,7 +110,8 @@ def _need(shape: Shape, settings: EngineSettings, here: Machine, layers: int, wh
     return memory.need(
         shape,
         settings.cells or 0,
-        slots=settings.slots(whole),
+        slots=settings.slots(bool(settings.shared), whole),
+        unified=bool(settings.shared),
         gpu_layers=layers,
         split=split,
         micro_batch=settings.batch,
@@ -122,7 +122,7 @@ def _placed(
     shape: Shape, settings: EngineSettings, chosen: EngineSettings, needed: Need, layers: int
 ) -> Placement:
     assert chosen.context is not None
-    usual = settings.context or min(shape.trained or 4096, memory.MOST_CELLS)
+    usual = settings.context or settings.usual(shape.trained)
     note = ""
     if chosen.context < usual:
         note = f"the context is {chosen.context:,} tokens: there is no memory for {usual:,}"

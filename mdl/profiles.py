@@ -70,7 +70,9 @@ class Profile:
 
     def engine_settings(self, settings: "EngineSettings") -> "EngineSettings":
         """How to load the model, where that is left open."""
-        unset = {name: value for name, value in self.settings.items() if getattr(settings, name) is None}
+        unset: dict[str, Any] = {
+            name: value for name, value in self.settings.items() if getattr(settings, name) is None
+        }
         return replace(settings, **unset)
 
 
@@ -244,7 +246,8 @@ def _parameter(name: str, value: Any) -> Profile:
     if name in _SAMPLING:
         replace(Sampling(), **{ours: number})  # raises UsageError for what is out of range
         return Profile(sampling={ours: number})
-    replace(EngineSettings(), **{ours: int(number)})
+    setting: dict[str, Any] = {ours: int(number)}
+    replace(EngineSettings(), **setting)
     return Profile(settings={ours: int(number)})
 
 

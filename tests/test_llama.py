@@ -64,7 +64,8 @@ def finish(worker):
 
 @pytest.fixture(scope="module")
 def runner():
-    return Runner(EngineFiles(DEMO), EngineSettings())
+    """Its requests share the cells, so that they can run out."""
+    return Runner(EngineFiles(DEMO), EngineSettings(shared=True))
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +130,7 @@ def test_when_the_cells_run_out_a_request_is_computed_again_and_its_answer_is_th
 
 
 def test_where_llama_cpp_has_less_room_than_was_thought_nothing_wrong_is_answered():
-    runner = Runner(EngineFiles(DEMO), EngineSettings(context=128, parallel=2))
+    runner = Runner(EngineFiles(DEMO), EngineSettings(context=128, parallel=2, shared=True))
     assert runner.cells == 256
     worker = start(runner, cells=10_000)
     worker.context = 2000

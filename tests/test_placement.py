@@ -67,8 +67,8 @@ def test_requests_share_fewer_cells_before_the_context_gets_shorter(llama):
 
 def test_a_context_that_nobody_asked_for_is_shortened_and_that_is_said(llama):
     placed = place(llama, EngineSettings(), machine(), 5 * GIB + GIB // 2)
-    assert placed.settings.context < 16384
-    assert placed.note == f"the context is {placed.settings.context:,} tokens: there is no memory for 16,384"
+    assert placed.settings.context < 8192
+    assert placed.note == f"the context is {placed.settings.context:,} tokens: there is no memory for 8,192"
     assert placed.cpu <= 5 * GIB + GIB // 2
 
 

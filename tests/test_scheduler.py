@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mdl.engine.prefix import Cache
+from mdl.engine.prefix import Shared
 from mdl.engine.scheduler import Scheduler, share
 
 
@@ -34,7 +34,7 @@ class Request:
 
 
 def scheduling(slots, batch, cells, headroom=64):
-    return Scheduler(slots, batch, Cache(slots + 3, cells), headroom)
+    return Scheduler(slots, batch, Shared(slots + 3, cells), headroom)
 
 
 def step(scheduler):

@@ -20,7 +20,7 @@ from threading import Lock
 from time import perf_counter
 from typing import Any
 
-from mdl.engine.request import EngineFiles, EngineSettings, Format, Loaded, Logprob, Sampling, Task
+from mdl.engine.request import EngineFiles, EngineSettings, Format, Loaded, Logprob, Sampling, Sizes, Task
 from mdl.errors import DiskError, EngineError, MdlError, NotFound, UnsupportedModel, UsageError
 
 
@@ -44,7 +44,6 @@ def _low_level() -> Any:
 
 C = _low_level()
 
-MAX_CELLS = 16_384
 NO_TOKEN = -1
 FORBIDS = -100.0  # a bias of so much, as in OpenAI's API
 TEXTS, WHOLE_TEXTS = 64, 8  # in one step; where states are whole, each one takes memory
@@ -98,8 +97,8 @@ class Runner:
         refuse_what_does_not_answer(self._model, self._vocab, files.model)
         parameters = C.llama_model_n_params(self._model)
         self.threads = settings.threads or (1 if parameters < TINY else physical_cores())
-        self.context, self.cells = self._sizes(settings)
         self.whole = C.llama_model_is_recurrent(self._model) or C.llama_model_is_hybrid(self._model)
+        self.context, self.cells, self.shared = self._sizes(settings)
         self._adapters = self._load_adapters(files.adapters)
         self.pooling = pooling(self._meta)
         self.task: Task = purpose(self.pooling, self._meta)
@@ -128,7 +127,7 @@ class Runner:
             raise UnsupportedModel(f"{path.name} cannot be loaded: {why_not(path) or self.log.cause()}")
         return model
 
-    def _sizes(self, settings: EngineSettings) -> tuple[int, int]:
+    def _sizes(self, settings: EngineSettings) -> Sizes:
         """Tokens for one request, and for all."""
         trained = C.llama_model_n_ctx_train(self._model)
         if settings.context is not None and settings.context > trained > 0:
@@ -136,9 +135,7 @@ class Runner:
                 f"a context of {settings.context:,} tokens is more than the model learned, {trained:,}",
                 hint=f"use a context of at most {trained}",
             )
-        bound = min(MAX_CELLS, max(1024, physical_memory() // 4 // self._cell_size()))
-        context = settings.context or min(trained or 4096, bound)
-        return context, max(context, settings.cells or min(context * settings.parallel, bound))
+        return settings.sizes(trained, self._cell_size(), physical_memory(), self.whole)
 
     def _cell_size(self) -> int:
         """Bytes that a token takes in the cache, at most."""
@@ -162,7 +159,7 @@ class Runner:
             C.llama_free(self._context)
 
     def _new_context(self, settings: EngineSettings) -> Any:
-        params = context_params(self.cells, settings, self.whole)
+        params = context_params(self.cells, settings, self.shared, self.whole)
         params.n_threads = params.n_threads_batch = self.threads
         context = C.llama_init_from_model(self._model, params)
         if not context:
@@ -619,9 +616,17 @@ class Runner:
         C.llama_memory_seq_rm(self._memory, slot, -1, -1)
 
     def copy(self, source: int, target: int, length: int) -> None:
-        """Lets the target, which is empty, begin with the first tokens of the source: in a unified cache the
-        same cells."""
-        C.llama_memory_seq_cp(self._memory, source, target, 0, length)
+        """Lets the target, which is empty, begin with the first tokens of the source: where cells are shared
+        the same cells, else copies, of which llama.cpp makes only all there are."""
+        if self.shared:
+            C.llama_memory_seq_cp(self._memory, source, target, 0, length)
+        else:
+            C.llama_memory_seq_cp(self._memory, source, target, -1, -1)
+            self.cut(target, length)
+
+    def cut(self, slot: int, length: int) -> None:
+        """Frees the cells of a slot behind so many."""
+        C.llama_memory_seq_rm(self._memory, slot, length, -1)
 
 
 class Likely:
@@ -648,14 +653,14 @@ class Likely:
         return Logprob(token, self._runner.text_of(token), logprob, self._top)
 
 
-def context_params(cells: int, settings: EngineSettings, whole: bool = False) -> Any:
+def context_params(cells: int, settings: EngineSettings, shared: bool = True, whole: bool = False) -> Any:
     """What memory depends on. The defaults of mdl.memory.need are the same."""
     params = C.llama_context_default_params()
     params.n_ctx = cells
-    params.n_seq_max = settings.slots(whole)
+    params.n_seq_max = settings.slots(shared, whole)
     # For less than a token of each sequence, llama.cpp ends the process.
     params.n_batch = params.n_ubatch = max(settings.batch, params.n_seq_max)
-    params.kv_unified = True
+    params.kv_unified = shared
     return params
 
 

@@ -1,9 +1,10 @@
 """Which cached tokens a new prompt can start from, and how many cells that leaves. Knows no llama.cpp.
 
-Sequences that begin with the same tokens share the cells of these: with those that run and with those that
-have finished, which are kept until their cells or their slot are needed, the least recently used going first.
-A cell is free when no sequence holds it any more. What is done here is told by `moves`, in order, for
-whoever has the real cells.
+There are two kinds of cache. In the shared one sequences that begin with the same tokens share the cells of
+these: with those that run and with those that have finished, which are kept until their cells or their slot
+are needed, the least recently used going first. A cell is free when no sequence holds it any more. In the
+other one each slot has cells of its own, which hold what it computed last until it is used again, and what
+another one has is copied. What is done here is told by `moves`, in order, for whoever has the real cells.
 """
 
 from collections.abc import Iterator
@@ -33,6 +34,13 @@ class Forget(NamedTuple):
     """The slot is empty."""
 
     slot: int
+
+
+class Cut(NamedTuple):
+    """The slot keeps its first `length` cells."""
+
+    slot: int
+    length: int
 
 
 class Match(NamedTuple):
@@ -85,7 +93,123 @@ class Kept:
         self.computed = len(tokens)
 
 
-class Cache:
+class Cache(Protocol):
+    """What the scheduler asks of either kind. `cells` is what there is room for, `busy` what those take who
+    run; where a state is `whole`, a sequence can only be gone on with where it ends."""
+
+    cells: int
+    moves: list[Copy | Forget | Cut]
+    whole: bool
+
+    @property
+    def busy(self) -> int: ...
+
+    def match(self, tokens: list[int]) -> Match: ...
+
+    def branch(self, tokens: list[int]) -> int: ...
+
+    def held(self, match: Match) -> int: ...
+
+    def start(self, sequence: Holder, match: Match = NONE) -> None: ...
+
+    def grow(self, sequence: Holder, cells: int) -> None: ...
+
+    def save(self, sequence: Holder) -> None: ...
+
+    def make_room(self, cells: int) -> bool: ...
+
+    def keep(self, sequence: Holder) -> None: ...
+
+    def drop(self, sequence: Holder) -> None: ...
+
+    def clear(self) -> bool: ...
+
+
+class Own:
+    """`slots` sequences, each with cells of its own, enough for any request."""
+
+    def __init__(self, slots: int) -> None:
+        self.cells = 1 << 62  # of which nobody takes any from another one
+        self.busy = 0
+        self.whole = False
+        self.moves: list[Copy | Forget | Cut] = []
+        self._running: dict[int, Holder] = {}
+        # The least recently used first; to begin with there is nothing in them.
+        self._kept: dict[int, Kept] = {slot: Kept(slot, []) for slot in range(slots)}
+
+    def match(self, tokens: list[int]) -> Match:
+        """The slot that has most of a prompt; of several, one that is free."""
+        return max(_matches(self._kept, tokens), _matches(self._running, tokens), key=lambda m: m.length)
+
+    def branch(self, tokens: list[int]) -> int:  # noqa: ARG002 - the other kind looks
+        return 0
+
+    def held(self, match: Match) -> int:  # noqa: ARG002
+        return 0
+
+    def start(self, sequence: Holder, match: Match = NONE) -> None:
+        """In the slot of the match, where it is free and little in it is lost; else in the least recently
+        used one, with a copy."""
+        slot = self._chosen(match)
+        has = self._kept.pop(slot).computed
+        if slot == match.slot:
+            self.moves.append(Cut(slot, match.length))
+        else:
+            if has:
+                self.moves.append(Forget(slot))
+            if match.length:
+                self.moves.append(Copy(match.slot, slot, match.length))
+        sequence.slot, sequence.computed = slot, match.length
+        self._running[slot] = sequence
+
+    def _chosen(self, match: Match) -> int:
+        kept = self._kept.get(match.slot)
+        oldest = next(iter(self._kept))
+        return oldest if kept is None or match.length < kept.computed // 2 else match.slot
+
+    def grow(self, sequence: Holder, cells: int) -> None:
+        """Nobody needs to know."""
+
+    def save(self, sequence: Holder) -> None:
+        """Where a prompt branches off, its tokens are there anyway."""
+
+    def make_room(self, cells: int) -> bool:  # noqa: ARG002
+        return True
+
+    def keep(self, sequence: Holder) -> None:
+        """It has finished: what is computed of it can be gone on with."""
+        slot = sequence.slot
+        del self._running[slot]
+        self._kept[slot] = Kept(slot, sequence.tokens[: sequence.computed])
+        sequence.slot = -1
+
+    def drop(self, sequence: Holder) -> None:
+        """Nothing of it is kept."""
+        slot = sequence.slot
+        del self._running[slot]
+        self._kept = {slot: Kept(slot, []), **self._kept}
+        self.moves.append(Forget(slot))
+        sequence.slot, sequence.computed = -1, 0
+
+    def clear(self) -> bool:
+        """Nothing is kept. False where nothing was."""
+        had = [kept.slot for kept in self._kept.values() if kept.tokens]
+        self._kept = {slot: Kept(slot, []) for slot in self._kept}
+        self.moves += map(Forget, had)
+        return bool(had)
+
+
+def _matches(holders: dict[int, H], tokens: list[int]) -> Match:
+    """The best of them, the most recently used of those that are as good."""
+    best = NONE
+    for slot, holder in reversed(holders.items()):
+        length = common(holder.tokens, tokens, min(holder.computed, len(tokens) - 1))
+        if length > best.length:
+            best = Match(slot, length)
+    return best
+
+
+class Shared:
     """`cells` tokens in at most `slots` sequences. With `whole`, a sequence can only be gone on with where it
     ends: the state of recurrent models is one, and not one for each token.
 
@@ -96,7 +220,7 @@ class Cache:
         self.cells = cells
         self.used = 0
         self.busy = 0
-        self.moves: list[Copy | Forget] = []
+        self.moves: list[Copy | Forget | Cut] = []
         self.whole = whole
         self._free = list(range(slots))
         self._running: dict[int, Holder] = {}
@@ -196,10 +320,12 @@ class Cache:
         sequence.slot = -1
         sequence.computed = 0
 
-    def clear(self) -> None:
-        """All cells are empty, whatever they held. Those that run have been dropped."""
-        for slot in list(self._kept):
+    def clear(self) -> bool:
+        """Nothing is kept. False where nothing was."""
+        had = list(self._kept)
+        for slot in had:
             self._evict(slot)
+        return bool(had)
 
     def _evict(self, slot: int) -> None:
         del self._kept[slot]

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import isfinite
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from mdl.errors import UsageError
 
@@ -290,6 +290,17 @@ class EngineFiles:
 
 
 KEPT = 32  # finished requests that others may begin with; each is compared with each new prompt
+MOST_CELLS = 16_384  # tokens of a context that nobody asked for
+MOST_EACH, FEWEST_EACH = 8_192, 2_048  # the same where several requests have one each
+FEWEST_CELLS = 1024
+
+
+class Sizes(NamedTuple):
+    """Tokens for one request, and for all; and whether they share these, or each has its part."""
+
+    context: int
+    cells: int
+    shared: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,8 +308,9 @@ class EngineSettings:
     """How a model is loaded. None is "as this machine and this model need it".
 
     `context`: tokens that one request may use, prompt and answer together. None: what the model was trained
-    for, and no more than 16,384 or what a quarter of the memory holds. The requests in flight share one
-    cache of `cells` tokens. None: `context` times `parallel`, within the same bounds.
+    for, and no more than 16,384 (8,192 where there are several) or what a quarter of the memory holds. The
+    requests in flight have a cache of `cells` tokens. None: `context` times `parallel`, within that bound.
+    `shared`: any of them may take any cell, or each has its part; None: as `sizes` says.
     `gpu_layers`: None puts all on the GPU where llama.cpp has one. `threads`: None is one for each physical
     core, and one alone for tiny models. `parallel`: requests answered at once. `batch`: tokens computed in
     one step.
@@ -312,6 +324,7 @@ class EngineSettings:
     parallel: int = 4
     batch: int = 512
     cells: int | None = None
+    shared: bool | None = None
 
     def __post_init__(self) -> None:
         for name, low, high in _SETTINGS:
@@ -323,10 +336,37 @@ class EngineSettings:
                 f"batch is {self.batch}, and has to hold a token for each of {self.parallel} requests"
             )
 
-    def slots(self, whole: bool = False) -> int:
-        """Sequences that the cache can tell apart: those that run, and those that are kept for others to go
-        on from. With a `whole` state each one takes memory, as in recurrent models."""
+    def slots(self, shares: bool, whole: bool = False) -> int:
+        """Sequences that the cache can tell apart: those that run and, where it `shares` cells, those that
+        are kept for others to go on from. With a `whole` state each one takes memory, as in recurrent models.
+        """
+        if not shares:
+            return self.parallel
         return 2 * self.parallel if whole else self.parallel + KEPT
+
+    def sizes(self, trained: int, cell: int, memory: int, whole: bool = False) -> Sizes:
+        """The cache for a model that learned `trained` tokens (0: unknown) and keeps `cell` bytes of each, on
+        a machine with so much memory.
+
+        Where there is room for the context of each request, each has cells of its own: then nobody attends
+        over those of others, which takes twice the time where there are many. Else, and where a state is
+        `whole`, they share what there is.
+        """
+        most = max(FEWEST_CELLS, memory // 4 // max(1, cell))
+        context = self.context or self._usual(trained or 4096, most)
+        wanted = context * self.parallel
+        cells = max(context, self.cells or min(wanted, most))
+        own = self.parallel > 1 and cells >= wanted and not whole
+        return Sizes(context, cells, not own if self.shared is None else self.shared)
+
+    def _usual(self, trained: int, most: int) -> int:
+        """A context that nobody asked for: long enough to talk, and one for each where that can be."""
+        each = min(self.usual(trained), most // self.parallel)
+        return each if each >= min(trained, FEWEST_EACH) else min(trained, MOST_CELLS, most)
+
+    def usual(self, trained: int) -> int:
+        """A context that nobody asked for, where there is memory enough."""
+        return min(trained or 4096, MOST_CELLS if self.parallel == 1 else MOST_EACH)
 
 
 _SETTINGS = (

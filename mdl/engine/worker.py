@@ -19,7 +19,7 @@ from typing import Any
 from mdl.engine import wire
 from mdl.engine.answer import Answer
 from mdl.engine.embedding import Embeddings
-from mdl.engine.prefix import Cache, Copy
+from mdl.engine.prefix import Copy, Cut, Own, Shared
 from mdl.engine.request import Chat, Completion, EngineFiles, EngineSettings, Format, Logprob, Sampling
 from mdl.engine.scheduler import Scheduler
 from mdl.engine.sequence import Sequence
@@ -92,7 +92,7 @@ class Worker:
         self.stop = () if source or CHATML_END in runner.controls else (CHATML_END,)
         self.calls = form_of(self.template.source)
         runner.show((*TAGS, *(tag for pair in REASONING_TAGS for tag in pair)))
-        cache = Cache(runner.slots, runner.cells, runner.whole)
+        cache = Shared(runner.slots, runner.cells, runner.whole) if runner.shared else Own(runner.slots)
         self.scheduler: Scheduler[Sequence] = Scheduler(settings.parallel, runner.batch, cache)
         self.sequences: dict[int, Sequence] = {}
         self.unsent: dict[int, Sequence] = {}
@@ -344,6 +344,8 @@ class Worker:
         for move in moves:
             if isinstance(move, Copy):
                 self.runner.copy(*move)
+            elif isinstance(move, Cut):
+                self.runner.cut(*move)
             else:
                 self.runner.forget(move.slot)
         moves.clear()
@@ -352,16 +354,13 @@ class Worker:
         """llama.cpp has no room where the scheduler saw some: less is there from now on, and the youngest
         waits, or fails if it is alone."""
         cache = self.scheduler.cache
-        cells = cache.used
-        cache.clear()
-        if cache.used < cells:
+        if cache.clear():
             return  # what was kept may have been in the way
         if len(self.scheduler.running) == 1:
-            self.fail(
-                self.scheduler.running[0], EngineError("the model's cache has no room for this request")
-            )
+            error = EngineError("the model's cache has no room for this request")
+            self.fail(self.scheduler.running[0], error)
             return
-        cache.cells = cache.used - 1
+        cache.cells = cache.busy - 1
         self.scheduler.preempt()
 
     def lose(self, error: MdlError) -> None:
