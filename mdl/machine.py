@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -57,6 +58,18 @@ def now(gpus: Iterable[Mapping[str, Any]] = ()) -> Machine:
     """This machine at this moment, with the GPUs that an engine tells of. Never raises."""
     total, available = _memory()
     return Machine(total, min(total, available), _gpus(gpus), _cores())
+
+
+def may_compute_on_gpus() -> bool:
+    """Whether the installed llama.cpp was built for any GPU: each kind is a library of its own beside the
+    others. Without starting it, which takes a moment."""
+    spec = find_spec("llama_cpp")
+    folders = spec.submodule_search_locations if spec else None
+    names = [path.name for folder in folders or () for path in Path(folder).glob("lib/*ggml-*")]
+    return any(kind in name for name in names for kind in _GPU_KINDS)
+
+
+_GPU_KINDS = ("cuda", "metal", "hip", "vulkan", "sycl", "musa", "cann", "opencl")
 
 
 def _cores() -> int:

@@ -188,7 +188,12 @@ def test_settings_are_shown_as_they_are_typed(talk):
     respond(talk, '/set stop ["a b", "\\n"]')
     rows = dict(respond(talk, "/show").rows)
     assert (rows["temperature"], rows["stop"], rows["seed"]) == ("0", '"a b" "\\n"', "none")
-    assert tuple(name for name, _ in respond(talk, "/set").rows) == setting.NAMES
+    assert tuple(name for name, _ in respond(talk, "/set").rows) == setting.telling(talk.session.sampling)
+    assert "mirostat" not in rows and "logprobs" not in rows
+    respond(talk, "/set mirostat 2")
+    respond(talk, '/set dry_sequence_breakers ["a"]')
+    rows = dict(respond(talk, "/show").rows)
+    assert (rows["mirostat"], rows["dry_sequence_breakers"]) == ("2", '"a"')
 
 
 @pytest.mark.parametrize(

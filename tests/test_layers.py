@@ -169,7 +169,7 @@ ALLOWED = {
     "gguf": {"header"},
     "safetensors": {"header"},
     "header": set(),
-    "memory": {"gguf", "machine", "shape"},
+    "memory": {"engine", "gguf", "machine", "shape"},
     "shape": {"gguf", "header"},
     "machine": set(),
     "refusal": {"header"},

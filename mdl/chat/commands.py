@@ -119,7 +119,8 @@ def _set(talk: Talk, text: str) -> Result:
 
 
 def _settings(talk: Talk) -> tuple[tuple[str, str], ...]:
-    return tuple((name, setting.shown(talk.session.sampling, name)) for name in setting.NAMES)
+    sampling = talk.session.sampling
+    return tuple((name, setting.shown(sampling, name)) for name in setting.telling(sampling))
 
 
 def _show(talk: Talk, argument: str) -> Result:  # noqa: ARG001

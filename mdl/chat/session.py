@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from mdl.chat import Options
+from mdl.chat import Options, setting
 from mdl.config import data_path
 from mdl.engine.request import Chat, Message, Sampling
 from mdl.errors import DiskError, IntegrityError, MdlError, NotFound, UsageError
@@ -117,7 +117,7 @@ def save(session: Session) -> None:
         "model": session.model,
         "system": session.system,
         "thinking": session.thinking,
-        "sampling": asdict(session.sampling),
+        "sampling": {name: getattr(session.sampling, name) for name in setting.NAMES},
         "messages": [_packed(message) for message in session.messages],
     }
     try:
@@ -189,7 +189,7 @@ def _session(document: Any) -> Session:
     if thinking not in (True, False, None):
         raise TypeError(f"thinking is {thinking!r:.20}")
     sampling = dict(document.get("sampling", {}))
-    sampling["stop"] = tuple(sampling.get("stop", ()))
+    sampling |= {name: tuple(sampling[name]) for name in setting.TEXTS if name in sampling}
     return Session(
         model=_text(document.get("model", "")),
         system=_text(document.get("system", "")),

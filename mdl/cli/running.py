@@ -112,8 +112,11 @@ def chat(
 
 def load(engine: "Engine", files: "EngineFiles", settings: "EngineSettings", library: "Library") -> None:
     """Loads a model as it fits: where llama.cpp computes on GPUs, with as many layers there as have room."""
-    if gpus := engine.gpus():
-        from mdl import machine, memory, placement
+    from mdl import machine
+
+    # Not to be asked on other machines: what is typed should not wait for the engine to start.
+    if gpus := engine.gpus() if machine.may_compute_on_gpus() else []:
+        from mdl import memory, placement
         from mdl.weights import Weights, identify
 
         found = identify(files.model)
