@@ -1,11 +1,11 @@
 """Continuous batching: who gets how many tokens in the next step. Knows no llama.cpp.
 
-Answers come first, one token each, so that they keep flowing; prompts share what is left of the batch evenly,
-the short ones whole. Requests wait in the order in which they came, and start when a slot and the cells for
-what they have are free, from what the cache has of their prompt; one that begins as another one that is being
-computed waits for that, so that what they share is computed once. Answers grow until the cells run out: then
-the youngest gives its cells back and waits, first in the queue, to be computed again. The oldest always goes
-on, so everything ends.
+Answers come first, one token each, so that they keep flowing; prompts fill what is left of the batch, the
+short ones first, and the oldest always with some of it. Requests wait in the order in which they came, and
+start when a slot and the cells for what they have are free, from what the cache has of their prompt; one that
+begins as another one that is being computed waits for that, so that what they share is computed once. Answers
+grow until the cells run out: then the youngest gives its cells back and waits, first in the queue, to be
+computed again. The oldest always goes on, so everything ends.
 """
 
 from collections import deque
@@ -158,19 +158,18 @@ class Scheduler(Generic[S]):
 
 
 def share(prompts: Iterable[S], budget: int) -> list[Work[S]]:
-    """`budget` tokens split evenly; what the short ones leave goes to the long ones, the odd tokens to the
-    oldest."""
-    shares: dict[int, int] = {}
+    """`budget` tokens for prompts, the oldest first: those that need least come first, as then most of them
+    are answered soon. A quarter is the oldest one's, so that it never stands still."""
     order = list(prompts)
-    for place, (index, pending) in enumerate(
-        sorted(
-            ((i, _pending(s)) for i, s in enumerate(order)),
-            key=lambda item: (item[1], -item[0]),
-        )
-    ):
-        shares[index] = min(pending, budget // (len(order) - place))
-        budget -= shares[index]
-    return [Work(sequence, shares[i]) for i, sequence in enumerate(order) if shares[i]]
+    pending = [_pending(sequence) for sequence in order]
+    shares = [0] * len(order)
+    shares[0] = min(pending[0], max(1, budget // 4))
+    budget -= shares[0]
+    for place in sorted(range(len(order)), key=pending.__getitem__):
+        more = min(pending[place] - shares[place], budget)
+        shares[place] += more
+        budget -= more
+    return [Work(sequence, amount) for sequence, amount in zip(order, shares, strict=True) if amount]
 
 
 def _pending(sequence: Schedulable) -> int:
