@@ -307,7 +307,6 @@ class Worker:
 
     def cancel(self, request: int) -> None:
         self.preparing.discard(request)
-        self.preparing.discard(request)
         if sequence := self.sequences.get(request):
             self.release(sequence)
         elif self.embeddings is not None:
@@ -380,9 +379,12 @@ class Worker:
             if sequence.computed < len(sequence.tokens):
                 continue
             token = next(tokens)
+            ended = sequence.failure is None and (
+                sequence.accept(token, piece(token)) or (sequence.constraint and self.force(sequence))
+            )
             if sequence.failure is not None:
                 self.fail(sequence, sequence.failure)
-            elif sequence.accept(token, piece(token)) or (sequence.constraint and self.force(sequence)):
+            elif ended:
                 self.finish(sequence)
             else:
                 self.unsent[sequence.request] = sequence
@@ -395,13 +397,16 @@ class Worker:
         constraint = sequence.constraint
         if sequence.answer.thinks:
             return False
-        if constraint.ended:
-            sequence.complete()
-            return True
-        for token in constraint.forced() if sequence.logprobs is None else ():
-            constraint.accept(token)
-            if sequence.accept(token, self.runner.piece(token)):
+        try:
+            if constraint.ended:
+                sequence.complete()
                 return True
+            for token in constraint.forced() if sequence.logprobs is None else ():
+                constraint.accept(token)
+                if sequence.accept(token, self.runner.piece(token)):
+                    return True
+        except MdlError as error:  # of this answer alone
+            sequence.failure = error
         return False
 
     def finish(self, sequence: Sequence) -> None:
