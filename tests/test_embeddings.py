@@ -488,7 +488,7 @@ def test_a_text_that_is_too_long_can_be_cut(server):
     assert (status, answer["usage"]["prompt_tokens"]) == (200, 2048)
 
 
-@pytest.mark.parametrize("path", ["/v1/rerank", "/rerank"])
+@pytest.mark.parametrize("path", ["/v1/rerank", "/v2/rerank", "/rerank"])
 def test_documents_come_back_with_the_most_relevant_first(server, path):
     documents = ["abc 1", {"text": "xyz"}, "hello"]
     status, answer = post(server, path, model="ranker", query="hello", documents=documents)

@@ -42,6 +42,7 @@ def app(service: Service, options: ServeOptions) -> Starlette:
             Route("/v1/embeddings", Question(service, embeddings.embeddings), methods=["POST"]),
             Route("/v1/rerank", Question(service, embeddings.rerank), methods=["POST"]),
             Route("/rerank", Question(service, embeddings.rerank), methods=["POST"]),
+            Route("/v2/rerank", Question(service, embeddings.rerank), methods=["POST"]),
             Route("/tokenize", Question(service, tokens.tokenize), methods=["POST"]),
             Route("/detokenize", Question(service, tokens.detokenize), methods=["POST"]),
         ],

@@ -95,6 +95,7 @@ PATHS = {
         "rerank", "Tells how relevant documents are to a query.", "RerankRequest", "Reranking"
     ),
     "/rerank": _post("rerankAlias", "The same as /v1/rerank.", "RerankRequest", "Reranking"),
+    "/v2/rerank": _post("rerankSecondAlias", "The same as /v1/rerank.", "RerankRequest", "Reranking"),
     "/tokenize": _post("tokenize", "The tokens of a text or of a conversation.", "TokenizeRequest", "Tokens"),
     "/detokenize": _post("detokenize", "The text of tokens.", "DetokenizeRequest", "Text"),
 }
