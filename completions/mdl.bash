@@ -151,6 +151,7 @@ _mdl_about() {
                 --threads=TEXT
                 --adapter=MODEL
                 --session=TEXT
+                --schema=FILE
                 --think --no-think
                 --stats
                 --pull=missing,never,always,newer

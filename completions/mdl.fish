@@ -2,7 +2,7 @@
 
 # The words before the cursor that are neither options nor their values: a command and its arguments.
 function __mdl_words
-    set -l valued --model -m --destination --include --jobs --ctx --limit-rate --ca --sort --filter --key --sample --older-than --user -u --system --temperature --top-p --top-k --seed --max-tokens --stop --gpu-layers --threads --adapter --session --pull --host --port --api-key --parallel --batch --idle --max-models --memory --allow-host --url --prompt --streams --tokens --repeat --svg
+    set -l valued --model -m --destination --include --jobs --ctx --limit-rate --ca --sort --filter --key --sample --older-than --user -u --system --temperature --top-p --top-k --seed --max-tokens --stop --gpu-layers --threads --adapter --session --schema --pull --host --port --api-key --parallel --batch --idle --max-models --memory --allow-host --url --prompt --streams --tokens --repeat --svg
     set -l words (commandline -opc)
     set -e words[1]
     set -l is_value no
@@ -158,10 +158,11 @@ complete -c mdl -n '__mdl_command_is chat run' -l seed -x -d 'The same seed give
 complete -c mdl -n '__mdl_command_is chat run' -l max-tokens -x -d 'The longest answer'
 complete -c mdl -n '__mdl_command_is chat run' -l stop -x -d 'End the answer before TEXT; may be repeated'
 complete -c mdl -n '__mdl_command_is chat run' -l ctx -x -d 'Tokens of prompt and answer together'
-complete -c mdl -n '__mdl_command_is chat run' -l gpu-layers -x -a 'auto' -d 'Layers on the GPU; auto: all, where llama.cpp has one'
+complete -c mdl -n '__mdl_command_is chat run' -l gpu-layers -x -a 'auto' -d 'Layers on the GPU; auto: as many as fit'
 complete -c mdl -n '__mdl_command_is chat run' -l threads -x -d 'Threads on the CPU'
 complete -c mdl -n '__mdl_command_is chat run' -l adapter -x -a '(__mdl_models)' -d 'A LoRA adapter to apply; may be repeated'
 complete -c mdl -n '__mdl_command_is chat run' -l session -x -d 'Go on with a saved conversation'
+complete -c mdl -n '__mdl_command_is chat run' -l schema -r -F -d 'A JSON schema that the answer keeps to'
 complete -c mdl -n '__mdl_command_is chat run' -l think -l no-think -d 'Let the model think first, or not'
 complete -c mdl -n '__mdl_command_is chat run' -l stats -d 'Tell tokens and speed after each answer'
 complete -c mdl -n '__mdl_command_is chat run' -l pull -x -a 'missing never always newer' -d 'What to do about a model that is not here: missing, never, always, newer'
@@ -176,7 +177,7 @@ complete -c mdl -n '__mdl_command_is serve' -l api-key -x -d 'What clients must 
 complete -c mdl -n '__mdl_command_is serve' -l parallel -x -d 'Requests of a model answered at once'
 complete -c mdl -n '__mdl_command_is serve' -l batch -x -d 'Tokens of prompts computed in one step'
 complete -c mdl -n '__mdl_command_is serve' -l ctx -x -d 'Tokens of prompt and answer together'
-complete -c mdl -n '__mdl_command_is serve' -l gpu-layers -x -a 'auto' -d 'Layers on the GPU; auto: all, where llama.cpp has one'
+complete -c mdl -n '__mdl_command_is serve' -l gpu-layers -x -a 'auto' -d 'Layers on the GPU; auto: as many as fit'
 complete -c mdl -n '__mdl_command_is serve' -l threads -x -d 'Threads on the CPU'
 complete -c mdl -n '__mdl_command_is serve' -l idle -x -d 'Unload a model after this; 0 is never'
 complete -c mdl -n '__mdl_command_is serve' -l max-models -x -d 'Models loaded at once; 0: as many as fit'
@@ -210,7 +211,7 @@ complete -c mdl -n '__mdl_command_is bench' -l streams -x -d 'Answers at once'
 complete -c mdl -n '__mdl_command_is bench' -l tokens -x -d 'Tokens of an answer'
 complete -c mdl -n '__mdl_command_is bench' -l repeat -x -d 'How often each figure is measured'
 complete -c mdl -n '__mdl_command_is bench' -l ctx -x -d 'Tokens of prompt and answer together'
-complete -c mdl -n '__mdl_command_is bench' -l gpu-layers -x -a 'auto' -d 'Layers on the GPU; auto: all, where llama.cpp has one'
+complete -c mdl -n '__mdl_command_is bench' -l gpu-layers -x -a 'auto' -d 'Layers on the GPU; auto: as many as fit'
 complete -c mdl -n '__mdl_command_is bench' -l threads -x -d 'Threads on the CPU'
 complete -c mdl -n '__mdl_command_is bench' -l svg -r -F -d 'Draw a picture of the figures'
 complete -c mdl -n '__mdl_command_is bench' -l json -d 'Print one JSON document'

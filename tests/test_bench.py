@@ -126,7 +126,6 @@ def test_the_picture_is_xml_with_all_bars(mdl_bench, tmp_path):
         ("--tokens", "1.5"),
         ("--repeat", "0"),
         ("--ctx", "16"),
-        ("--tokens", "1000", "--streams", "64"),
         ("--gpu-layers", "some"),
         ("--threads", "0"),
         (),

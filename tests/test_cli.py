@@ -106,6 +106,18 @@ def test_demo_answers_with_an_empty_cache_and_no_network(mdl: Mdl) -> None:
     assert (done.stdout, done.stderr, done.returncode) == ("The capital of France is Paris.\n", "", 0)
 
 
+def test_an_answer_keeps_to_the_schema_in_a_file(mdl: Mdl, tmp_path: Path) -> None:
+    file = tmp_path / "schema.json"
+    file.write_text('{"type": "object", "properties": {"n": {"enum": [7, 12]}}, "required": ["n"]}')
+    done = mdl("chat", "demo", "What is 7 plus 5?", "--schema", str(file), "--temperature", "0")
+    assert json.loads(done.stdout)["n"] in (7, 12) and done.returncode == 0
+    file.write_text('{"type": "number of kinds"}')
+    wrong = mdl("chat", "demo", "Hello", "--schema", str(file))
+    assert (wrong.stdout, wrong.returncode) == ("", 2) and "#/type" in wrong.stderr
+    missing = mdl("chat", "demo", "Hello", "--schema", str(tmp_path / "none.json"))
+    assert missing.returncode == 2 and "none.json cannot be read" in missing.stderr
+
+
 def test_familiar_spellings_work(mdl: Mdl, repository: Mapping[str, bytes]) -> None:
     assert mdl("pull", "org/demo-GGUF").returncode == 0
     assert mdl("ls", "-q").stdout == f"{MODEL}\n"

@@ -776,6 +776,28 @@ time.sleep(60)
     wait_until(lambda: not alive(pid), 2)
 
 
+def test_the_worker_ends_when_its_parent_is_killed_in_the_middle_of_a_message():
+    script = f"""
+import os, signal, sys, time
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from test_engine import *
+engine = Engine()
+engine.load(EngineFiles(DEMO))
+engine.ready(30)
+os.kill(engine.pid, signal.SIGSTOP)
+engine.post("tokenize", ("more than a pipe holds " * 10_000, False), print)
+print(engine.pid, flush=True)
+time.sleep(60)
+"""
+    parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    pid = int(parent.stdout.readline())
+    time.sleep(0.2)  # its thread writes as much as the pipe takes
+    parent.kill()
+    parent.communicate()
+    os.kill(pid, signal.SIGCONT)
+    wait_until(lambda: not alive(pid), 2)
+
+
 def test_the_worker_of_a_parent_that_just_ends_ends_too():
     script = (
         "from pathlib import Path; from mdl.engine import *;"

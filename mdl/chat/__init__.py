@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from mdl.engine.request import Format
 from mdl.profiles import Profile
 
 
@@ -14,8 +15,8 @@ class Options:
 
     `model` is the reference as it was written. `sampling` has only what was asked for, {"temperature": 0.0}:
     a session that goes on keeps its own for the rest, a new one has what the model's `profile` says.
-    `session` is the name of a kept conversation; None
-    keeps nothing. `color` is whether a terminal may get escape sequences at all (NO_COLOR, TERM=dumb).
+    `session` is the name of a kept conversation; None keeps nothing. `color` is whether a terminal may get
+    escape sequences at all (NO_COLOR, TERM=dumb). `format` is what all answers are held to.
     """
 
     model: str = ""
@@ -26,3 +27,4 @@ class Options:
     session: str | None = None
     color: bool = True
     profile: Profile = field(default_factory=Profile)
+    format: Format | None = None

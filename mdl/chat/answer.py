@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Generator
 from contextlib import closing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, cast
 
 from mdl.chat import Options
@@ -63,7 +63,8 @@ def answer_once(engine: Engine, prompt: str, options: Options) -> int:
     question = Message("user", prompt)
     loaded = wait(engine, options.model, terminal)
     try:
-        reply = answer(engine, session.chat(question), terminal.sink())
+        chat = replace(session.chat(question), format=options.format)
+        reply = answer(engine, chat, terminal.sink())
     except BrokenPipeError:
         return terminal.abandon()
     if reply.end == "interrupt":

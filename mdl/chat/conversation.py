@@ -32,7 +32,15 @@ def converse(
     """
     terminal = Terminal(sys.stdout, sys.stderr, options.color)
     session = begin(options)
-    talk = Talk(engine, session, open_model, model_names, options.stats, profile=options.profile)
+    talk = Talk(
+        engine,
+        session,
+        open_model,
+        model_names,
+        options.stats,
+        profile=options.profile,
+        format=options.format,
+    )
     if talk.session.messages and talk.session.name:
         terminal.note(f"{talk.session.name}: {len(talk.session.messages)} messages so far")
     try:

@@ -4,14 +4,14 @@ A question is part of it once it is answered, be it in part. One that failed is 
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from mdl.chat import attachment
 from mdl.chat.answer import Reply, answer, is_full, wait
 from mdl.chat.session import Session, save
 from mdl.chat.terminal import Terminal
 from mdl.engine import Engine
-from mdl.engine.request import Loaded, Message
+from mdl.engine.request import Format, Loaded, Message
 from mdl.errors import Busy, MdlError, UsageError
 from mdl.profiles import Profile
 
@@ -19,7 +19,8 @@ from mdl.profiles import Profile
 @dataclass(slots=True)
 class Talk:
     """`open_model` gives an engine that loads what a reference names, and need not wait for it, and how that
-    model wants to be used, as `profile` tells of the first. `model_names` are suggestions."""
+    model wants to be used, as `profile` tells of the first. `model_names` are suggestions. `format` is what
+    all answers are held to."""
 
     engine: Engine
     session: Session
@@ -31,6 +32,7 @@ class Talk:
     loaded: Loaded | None = None
     over: bool = False
     profile: Profile = field(default_factory=Profile)
+    format: Format | None = None
 
     def ask(self, text: str, terminal: Terminal) -> Reply:
         """Draws the answer and remembers it. Raises what the engine does; the conversation is then as before.
@@ -41,7 +43,8 @@ class Talk:
         self.attachments, self.unanswered = (), question.content
         self.loaded = wait(self.engine, self.session.model, terminal)
         try:
-            reply = answer(self.engine, self.session.chat(question), terminal.sink())
+            chat = replace(self.session.chat(question), format=self.format)
+            reply = answer(self.engine, chat, terminal.sink())
         except UsageError as error:
             raise self._explained(error, question) from None
         if reply.text or reply.end == "stop":

@@ -2,6 +2,7 @@
 
 import sys
 from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,10 +13,8 @@ from mdl.cli.options import ContextSize, Json, ModelOption, Offline, Pull
 from mdl.errors import UsageError
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from mdl.engine import Engine
-    from mdl.engine.request import EngineFiles, EngineSettings
+    from mdl.engine.request import EngineFiles, EngineSettings, Format
     from mdl.library import Library, Watch
     from mdl.model import Model
     from mdl.profiles import Profile
@@ -25,9 +24,7 @@ AUTO = "auto"
 UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 LARGEST_INPUT = 64 << 20  # bytes of a prompt from a pipe
 
-GpuLayers = Annotated[
-    str, typer.Option(metavar="auto|N", help="Layers on the GPU; auto: all, where llama.cpp has one.")
-]
+GpuLayers = Annotated[str, typer.Option(metavar="auto|N", help="Layers on the GPU; auto: as many as fit.")]
 Threads = Annotated[int | None, typer.Option(metavar="N", help="Threads on the CPU.")]
 Adapters = Annotated[
     list[str] | None,
@@ -65,6 +62,9 @@ def chat(
     session: Annotated[
         str | None, typer.Option(metavar="NAME", help="Go on with a saved conversation.")
     ] = None,
+    schema: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A JSON schema that the answer keeps to.")
+    ] = None,
     think: Annotated[
         bool | None, typer.Option("--think/--no-think", help="Let the model think first, or not.")
     ] = None,
@@ -94,7 +94,8 @@ def chat(
         from mdl import complete, config
         from mdl.chat import Options
 
-        chosen = Options(name, system, given, think, stats, session, config.wants_color(), profile)
+        form = _form(schema)
+        chosen = Options(name, system, given, think, stats, session, config.wants_color(), profile, form)
         if asked is not None:
             from mdl.chat.answer import answer_once
 
@@ -128,6 +129,19 @@ def load(engine: "Engine", files: "EngineFiles", settings: "EngineSettings", lib
         if placed.note:
             ui.talk(placed.note)
     engine.load(files, settings)
+
+
+def _form(schema: Path | None) -> "Format | None":
+    """What answers are held to, from the file of a JSON schema."""
+    if schema is None:
+        return None
+    from mdl.engine.request import Format
+
+    try:
+        return Format("schema", schema.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        cause = getattr(error, "strerror", None) or "it is no text in UTF-8"
+        raise UsageError(f"{schema} cannot be read: {cause}", hint="--schema FILE") from None
 
 
 def _model_and_prompt(words: list[str], option: str | None) -> tuple[str, str]:
@@ -175,7 +189,7 @@ def _held(library: "Library", model: "Model", leases: ExitStack, kind: str = "mo
     return library.runnable(model, kind)
 
 
-def _adapter(library: "Library", text: str, watched: "Watch", leases: ExitStack) -> tuple["Path", float]:
+def _adapter(library: "Library", text: str, watched: "Watch", leases: ExitStack) -> tuple[Path, float]:
     name, sign, scale = text.rpartition("=")
     try:
         factor = float(scale) if sign else 1.0

@@ -56,9 +56,12 @@ class Pipes:
         try:
             with os.fdopen(0, "rb", closefd=False) as lines:
                 for line in lines:
+                    if not line.endswith(b"\n"):
+                        break  # the parent was killed in the middle of a message
                     self.inbox.put(wire.parse(line))
         except Exception:  # noqa: BLE001 - nobody would hear the parent any more
-            traceback.print_exc()
+            with suppress(OSError):  # nor may there be anybody who reads this
+                traceback.print_exc()
             os._exit(BUG)
         os._exit(0)  # the parent has closed the pipe, or is no more
 
