@@ -777,25 +777,18 @@ time.sleep(60)
 
 
 def test_the_worker_ends_when_its_parent_is_killed_in_the_middle_of_a_message():
-    script = f"""
-import os, signal, sys, time
-sys.path.insert(0, {str(Path(__file__).parent)!r})
-from test_engine import *
-engine = Engine()
-engine.load(EngineFiles(DEMO))
-engine.ready(30)
-os.kill(engine.pid, signal.SIGSTOP)
-engine.post("tokenize", ("more than a pipe holds " * 10_000, False), print)
-print(engine.pid, flush=True)
-time.sleep(60)
-"""
-    parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
-    pid = int(parent.stdout.readline())
-    time.sleep(0.2)  # its thread writes as much as the pipe takes
-    parent.kill()
-    parent.communicate()
-    os.kill(pid, signal.SIGCONT)
-    wait_until(lambda: not alive(pid), 2)
+    command = [sys.executable, "-c", "from mdl.engine.worker import main; main()"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe) as worker:
+        worker.stdout.readline()
+        worker.stdout.close()
+        worker.stderr.close()  # nobody is there to read what it says of half a message
+        worker.stdin.write(b'{"load":[{"mod')
+        worker.stdin.close()
+        try:
+            assert worker.wait(10) == 0
+        finally:
+            worker.kill()
 
 
 def test_the_worker_of_a_parent_that_just_ends_ends_too():
