@@ -184,28 +184,30 @@ class Pool:
         """Where it goes, once there is room for it."""
         here = machine.now(await self._in_thread(entry.engine.gpus))
         self._memory = self._memory or memory.room(here.memory_available)
-        placement.place(header, settings, here, self._memory)  # raises for what will never fit
+        # As it would lie if it were alone: others rather go than that it is loaded smaller.
+        alone = placement.place(header, settings, _with_more(here, self._others(entry)), self._memory)
         try:
             async with asyncio.timeout(self._bounds.wait_seconds), self._line:
-                while (placed := self._place(entry, header, settings, here)) is None:
+                while not self._has_room(entry, header, alone, here):
                     here = await self._wait_for_room(entry, here)
-                return placed
+                if self._others(entry):
+                    return alone
+                return placement.place(header, settings, here, self._memory)
         except TimeoutError:
             raise Busy("there is no room for the model: others are at work", "try again in a while") from None
 
-    def _place(
-        self, entry: Entry, header: Header, settings: EngineSettings, here: Machine
-    ) -> Placement | None:
-        """None where there is no room while the others stay."""
+    def _has_room(self, entry: Entry, header: Header, wanted: Placement, here: Machine) -> bool:
+        """Whether it can be put there while the others stay. If there are none it has what there is."""
         others = self._others(entry)
+        if not others:
+            return True
         if self._bounds.engines and len(others) >= self._bounds.engines:
-            return None
+            return False
         try:
-            return placement.place(header, settings, here, self._memory - self._taken(others))
+            placement.place(header, wanted.settings, here, self._memory - self._taken(others))
         except UnsupportedModel:
-            if not others:
-                raise
-            return None
+            return False
+        return True
 
     def _taken(self, others: list[Entry]) -> int:
         """Bytes of the machine's memory that they take."""
