@@ -237,7 +237,7 @@ def test_after_too_many_requests_there_are_fewer_connections(tmp_path, server):
     log = Log()
     Downloader(QUICK, log, {}).fetch_all(jobs(server, tmp_path, 2, always=once))
     when = server.requests[11].when
-    after = [request for request in server.requests if request.when > when + 0.02]
+    after = [request for request in server.requests if request.when > when + 0.2]  # when all have heard of it
     assert after[0].when - when > 0.98 and len([r for r in after if r.when < when + 1.3]) <= 16
     assert [(reason, seconds) for reason, seconds in log.retries if seconds == 1]
 
