@@ -942,6 +942,24 @@ def test_an_adapter_for_another_architecture_is_refused_by_name(tmp_path):
     assert "is not an adapter" in loading(DEMO, adapters=((DEMO, 1.0),)).message
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"context": 16, "parallel": 1},
+        {"context": 16, "parallel": 64},
+        {"context": 16, "parallel": 2, "batch": 2},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("shared", [None, True, False])
+def test_the_smallest_settings_are_loaded(settings, shared):
+    with Engine() as engine:
+        engine.load(EngineFiles(DEMO), EngineSettings(shared=shared, **settings))
+        assert engine.ready(30).context == 16
+        deltas = [*engine.completion(Completion((5, 6, 7), Sampling(temperature=0, max_tokens=4)))]
+        assert deltas[-1].usage.prompt_tokens == 3
+
+
 def test_a_context_beyond_what_the_model_was_trained_for_is_refused():
     with Engine() as engine:
         engine.load(EngineFiles(DEMO), EngineSettings(context=4096))

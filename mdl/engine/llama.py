@@ -656,9 +656,9 @@ class Likely:
 def context_params(cells: int, settings: EngineSettings, shared: bool = True, whole: bool = False) -> Any:
     """What memory depends on. The defaults of mdl.memory.need are the same."""
     params = C.llama_context_default_params()
-    params.n_ctx = cells
     params.n_seq_max = settings.slots(shared, whole)
     # For less than a token of each sequence, llama.cpp ends the process.
+    params.n_ctx = max(cells, params.n_seq_max)
     params.n_batch = params.n_ubatch = max(settings.batch, params.n_seq_max)
     params.kv_unified = shared
     return params
