@@ -799,7 +799,9 @@ def test_connections_that_break_at_random_do_not_cost_the_download(get, server):
 
 def test_the_first_failure_ends_the_others_at_once(tmp_path, server):
     server.put(DATA, path="/slow", always=rated(1e5))
-    server.put(DATA, path="/bad", always=lambda _, honest: replace(status(404)(_, honest), slow_headers=0.003))
+    server.put(
+        DATA, path="/bad", always=lambda _, honest: replace(status(404)(_, honest), slow_headers=0.003)
+    )
     jobs = [Job(n, Remote(server.url(f"/{n}")), promise(DATA), tmp_path / n) for n in ("slow", "bad")]
     started = time.monotonic()
     with pytest.raises(NotFound):
