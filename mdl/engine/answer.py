@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from mdl.engine.request import CallPiece
-from mdl.engine.tools import Calls
+from mdl.engine.tools import Calls, undecided
 
 _decoder = codecs.getincrementaldecoder("utf-8")
 
@@ -34,7 +34,6 @@ class Stops:
     def __init__(self, strings: tuple[str, ...]) -> None:
         self.strings = strings
         self.held = ""
-        self._longest = max(map(len, strings))
 
     def feed(self, text: str) -> tuple[str, bool]:
         """What is certain of the text so far, and whether it ended at a stop string."""
@@ -43,16 +42,9 @@ class Stops:
         if found:
             self.held = ""
             return text[: min(found)[1]], True
-        cut = self._undecided(text)
+        cut = undecided(text, *self.strings)
         self.held = text[cut:]
         return text[:cut], False
-
-    def _undecided(self, text: str) -> int:
-        """Where a stop string may have begun."""
-        for start in range(max(0, len(text) - self._longest + 1), len(text)):
-            if any(string.startswith(text[start:]) for string in self.strings):
-                return start
-        return len(text)
 
 
 class Answer:

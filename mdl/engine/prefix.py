@@ -199,12 +199,13 @@ class Own:
         return bool(had)
 
 
-def _matches(holders: dict[int, H], tokens: list[int]) -> Match:
-    """The best of them, the most recently used of those that are as good."""
+def _matches(holders: dict[int, H], tokens: list[int], whole: bool = False) -> Match:
+    """The best of them, the most recently used of those that are as good; with `whole` only one that ends
+    there."""
     best = NONE
     for slot, holder in reversed(holders.items()):
         length = common(holder.tokens, tokens, min(holder.computed, len(tokens) - 1))
-        if length > best.length:
+        if length > best.length and not (whole and length < holder.computed):
             best = Match(slot, length)
     return best
 
@@ -230,13 +231,8 @@ class Shared:
     def match(self, tokens: list[int]) -> Match:
         """The slot that has most of a prompt; all but its last token, which has to be computed, to be gone on
         from."""
-        best = NONE
-        for holders in (self._running, self._kept):
-            for slot, holder in reversed(holders.items()):
-                length = common(holder.tokens, tokens, min(holder.computed, len(tokens) - 1))
-                if length > best.length and not (self.whole and length < holder.computed):
-                    best = Match(slot, length)
-        return best
+        running = _matches(self._running, tokens, self.whole)
+        return max(running, _matches(self._kept, tokens, self.whole), key=lambda match: match.length)
 
     def branch(self, tokens: list[int]) -> int:
         """How much of a prompt others began with too, wherever they ended: where a state is whole, there it

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, NoReturn
 
 from mdl.engine.request import Chat, Message, ToolCall
-from mdl.engine.tools import TAGS
+from mdl.engine.tools import TAGS, undecided
 from mdl.errors import MdlError, UnsupportedModel, UsageError
 
 # For models that bring no template: the form that most of those that were trained to chat understand.
@@ -408,7 +408,7 @@ class Reasoning:
         if tag:
             self._closed = True
             return thought.rstrip(), self._answer(rest)
-        certain = text[: _partial(text, self._close)].rstrip()
+        certain = text[: undecided(text, self._close)].rstrip()
         self._held = text[len(certain) :]
         self._begun = self._begun or bool(certain)
         return certain, ""
@@ -425,11 +425,3 @@ def _left_open(text: str) -> str:
         if text.startswith(start) and close not in text:
             return close
     return ""
-
-
-def _partial(text: str, tag: str) -> int:
-    """Where `tag` may have begun at the end of the text, else the text's length."""
-    for start in range(max(0, len(text) - len(tag) + 1), len(text)):
-        if tag.startswith(text[start:]):
-            return start
-    return len(text)

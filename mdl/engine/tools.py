@@ -126,7 +126,7 @@ class Calls:
             self._call = _Call(self._form, self.count)
             certain = before.rstrip()
         else:
-            certain = text[: _partial(text, self._form.start)].rstrip()
+            certain = text[: undecided(text, self._form.start)].rstrip()
         self._held = before[len(certain) :] if tag else text[len(certain) :]
         if self.count and not self._said:
             certain = certain.lstrip()
@@ -279,10 +279,10 @@ class _Value:
 _IN_STRING = re.compile(r'["\\]')
 
 
-def _partial(text: str, tag: str) -> int:
-    """Where `tag` may have begun at the end of the text, else the text's length."""
-    for start in range(max(0, len(text) - len(tag) + 1), len(text)):
-        if tag.startswith(text[start:]):
+def undecided(text: str, *strings: str) -> int:
+    """Where one of the strings may have begun at the end of the text, else the text's length."""
+    for start in range(max(0, len(text) - max(map(len, strings)) + 1), len(text)):
+        if any(string.startswith(text[start:]) for string in strings):
             return start
     return len(text)
 
