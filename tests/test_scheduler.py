@@ -45,7 +45,9 @@ def step(scheduler):
     assert all(piece.amount > 0 for piece in work)
     assert len({id(piece.sequence) for piece in work}) == len(work) <= len(scheduler.running)
     answering = [request for request in scheduler.running if len(request.tokens) - request.computed == 1]
-    assert [piece.sequence for piece in work[: len(answering)]] == answering
+    assert all(any(piece == (request, 1) for piece in work) for request in answering)
+    places = [piece.sequence.slot for piece in work]
+    assert places == sorted(places)  # what is out of this order llama.cpp computes by itself
     assert all(request.computed == 0 and request.slot == -1 for request in scheduler.waiting)
     scheduler.advance(work)
     assert scheduler.cache.busy <= scheduler.cache.used <= scheduler.cache.cells
@@ -110,10 +112,8 @@ def test_a_step_has_the_answers_first_and_prompts_in_what_is_left():
     step(scheduler)
     scheduler.add(long)
     work = scheduler.schedule()
-    assert [(piece.sequence, piece.amount, piece.samples) for piece in work] == [
-        (answering, 1, True),
-        (long, 15, False),
-    ]
+    found = {id(piece.sequence): (piece.amount, piece.samples) for piece in work}
+    assert found == {id(answering): (1, True), id(long): (15, False)}
 
 
 def test_requests_start_in_the_order_in_which_they_came():
@@ -123,7 +123,7 @@ def test_requests_start_in_the_order_in_which_they_came():
         scheduler.add(request)
     finished = []
     while scheduler.running or scheduler.waiting:
-        finished += step(scheduler)
+        finished += sorted(step(scheduler), key=todo.index)
     assert finished == todo
 
 

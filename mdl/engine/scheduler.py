@@ -84,13 +84,15 @@ class Scheduler(Generic[S]):
         return lost
 
     def schedule(self) -> list[Work[S]]:
-        """The next step, answers first. Empty when nothing runs."""
+        """The next step, for which answers are planned first, in the order of the slots: where each has cells
+        of its own, llama.cpp computes only sequences of increasing numbers together. Empty when nothing runs.
+        """
         self._admit()
         work = self._planned()
         while not self.cache.make_room(sum(amount for _, amount in work)) and len(self.running) > 1:
             self.preempt()
             work = self._planned()
-        return work
+        return sorted(work, key=lambda step: step.sequence.slot)
 
     def advance(self, work: Iterable[Work[S]]) -> None:
         """The step is computed."""
