@@ -40,6 +40,7 @@ TEMPLATE_SECONDS = 3.0
 TEMPLATE_MEMORY = 1 << 30
 # Nobody reads faster, and a message for each token would cost a tiny model a tenth of its speed.
 FLUSH_SECONDS = 0.008
+READING = 0.1  # of the time of a step, for prompts that arrive before the next one
 BUG = 70  # exit code; 1 is what the watchdog of templates ends with
 
 
@@ -103,20 +104,25 @@ class Worker:
         self.settings = settings
         self.embeddings: Embeddings | None = None  # made when somebody asks for it
         self.flushed = 0.0
+        self.took = 0.0  # seconds, of the last step
 
     def serve(self) -> None:
         """For ever: what arrives, then a step."""
         inbox = self.pipes.inbox
         while True:
+            begun = perf_counter()
             while not self.busy or not inbox.empty():
                 message = inbox.get()
                 self.handle(message)
-                if "cancel" not in message and "embed" not in message:
-                    break  # one prompt between two steps: many that arrive at once hold up no answer
+                taken = perf_counter() - begun
+                if "cancel" not in message and "embed" not in message and taken > READING * self.took:
+                    break  # prompts that arrive at once start together, but hold up no answer for long
+            begun = perf_counter()
             if self.sequences:
                 self.step()
             if self.embeddings is not None and self.embeddings.busy:
                 self.embeddings.step()
+            self.took = perf_counter() - begun
 
     @property
     def busy(self) -> bool:
