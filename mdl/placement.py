@@ -5,12 +5,13 @@ process and no llama.cpp.
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 from mdl import gguf, memory
 from mdl.engine.request import EngineSettings
 from mdl.errors import UnsupportedModel
 from mdl.machine import Machine
-from mdl.memory import Need, Part, Shape
+from mdl.memory import CacheType, Need, Part, Shape
 
 FEWEST_TOKENS = 1024  # to which a context that nobody asked for is shortened, where memory is scarce
 
@@ -115,7 +116,13 @@ def _need(shape: Shape, settings: EngineSettings, here: Machine, layers: int, wh
         gpu_layers=layers,
         split=split,
         micro_batch=settings.batch,
+        cache_types=(_cache_type(settings.cache_type_k), _cache_type(settings.cache_type_v)),
+        flash_attention=settings.flash_attention is not False,
     )
+
+
+def _cache_type(name: str | None) -> CacheType:
+    return cast(CacheType, (name or "f16").upper())
 
 
 def _placed(

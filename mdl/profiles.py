@@ -39,7 +39,7 @@ class Profile:
 
     system: str | None = None
     sampling: Mapping[str, Any] = field(default_factory=dict)
-    settings: Mapping[str, int] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
     template: str | None = None
     template_source: str = ""
     messages: "tuple[Message, ...]" = ()

@@ -92,7 +92,7 @@ class Runner:
         self.log = Log()
         C.llama_log_set(self.log.callback, None)
         C.llama_backend_init()
-        self._model = self._load_model(files.model, settings.gpu_layers)
+        self._model = self._load_model(files.model, settings)
         self._vocab = C.llama_model_get_vocab(self._model)
         refuse_what_does_not_answer(self._model, self._vocab, files.model)
         parameters = C.llama_model_n_params(self._model)
@@ -116,12 +116,15 @@ class Runner:
 
     # Loading
 
-    def _load_model(self, path: Path, gpu_layers: int | None) -> Any:
+    def _load_model(self, path: Path, settings: EngineSettings) -> Any:
         check_readable(path)
         params = C.llama_model_default_params()
-        params.n_gpu_layers = -1 if gpu_layers is None else gpu_layers
+        params.n_gpu_layers = -1 if settings.gpu_layers is None else settings.gpu_layers
         if not C.llama_supports_gpu_offload():
             params.n_gpu_layers = 0
+        if settings.mmap is not None:
+            params.use_mmap = settings.mmap
+        params.use_mlock = bool(settings.mlock)
         model = C.llama_model_load_from_file(os.fsencode(path), params)
         if not model:
             raise UnsupportedModel(f"{path.name} cannot be loaded: {why_not(path) or self.log.cause()}")
@@ -661,7 +664,15 @@ def context_params(cells: int, settings: EngineSettings, shared: bool = True, wh
     params.n_ctx = max(cells, params.n_seq_max)
     params.n_batch = params.n_ubatch = max(settings.batch, params.n_seq_max)
     params.kv_unified = shared
+    params.type_k, params.type_v = _cache_type(settings.cache_type_k), _cache_type(settings.cache_type_v)
+    if settings.flash_attention is not None:
+        on, off = C.LLAMA_FLASH_ATTN_TYPE_ENABLED, C.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        params.flash_attn_type = on if settings.flash_attention else off
     return params
+
+
+def _cache_type(name: str | None) -> int:
+    return int(getattr(C, f"GGML_TYPE_{(name or 'f16').upper()}"))
 
 
 def seed_of(sampling: Sampling) -> int:

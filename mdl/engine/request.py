@@ -289,6 +289,11 @@ class EngineFiles:
             _check(f"the scale of {path.name}", scale, -1000.0, 1000.0)
 
 
+# What the cache can keep keys and values as, as llama.cpp has it.
+CACHE_TYPES = ("f16", "f32", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
+_BITS = {"f32": 32.0, "q8_0": 8.5, "q5_1": 6.0, "q5_0": 5.5, "q4_1": 5.0, "q4_0": 4.5, "iq4_nl": 4.5}
+_FULL = 16.0  # bits of f16 and bf16
+
 KEPT = 32  # finished requests that others may begin with; each is compared with each new prompt
 MOST_CELLS = 16_384  # tokens of a context that nobody asked for
 MOST_EACH, FEWEST_EACH = 8_192, 2_048  # the same where several requests have one each
@@ -313,9 +318,11 @@ class EngineSettings:
     `shared`: any of them may take any cell, or each has its part; None: as `sizes` says.
     `gpu_layers`: None puts all on the GPU where llama.cpp has one. `threads`: None is one for each physical
     core, and one alone for tiny models. `parallel`: requests answered at once. `batch`: tokens computed in
-    one step.
+    one step. `cache_type_k` and `cache_type_v`, of CACHE_TYPES, are what the cache keeps keys and values as;
+    None: f16. `flash_attention` None: where llama.cpp has it for the model. `mmap` None: the file is mapped;
+    `mlock` keeps it in memory.
 
-    Raises UsageError for values out of range.
+    Raises UsageError for values out of range, and for those that cannot go together.
     """
 
     context: int | None = None
@@ -325,8 +332,18 @@ class EngineSettings:
     batch: int = 512
     cells: int | None = None
     shared: bool | None = None
+    cache_type_k: str | None = None
+    cache_type_v: str | None = None
+    flash_attention: bool | None = None
+    mmap: bool | None = None
+    mlock: bool | None = None
 
     def __post_init__(self) -> None:
+        for name in ("cache_type_k", "cache_type_v"):
+            if (kind := getattr(self, name)) not in (None, *CACHE_TYPES):
+                raise UsageError(f"{name} is {kind!r:.40}, and has to be one of {', '.join(CACHE_TYPES)}")
+        if self.flash_attention is False and _BITS.get(self.cache_type_v or "f16", _FULL) < _FULL:
+            raise UsageError(f"values cannot be kept as {self.cache_type_v} without flash attention")
         for name, low, high in _SETTINGS:
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
@@ -344,15 +361,20 @@ class EngineSettings:
             return self.parallel
         return 2 * self.parallel if whole else self.parallel + KEPT
 
+    @property
+    def cache_share(self) -> float:
+        """What the cache takes of what it would in f16, keys and values together."""
+        return sum(_BITS.get(kind or "f16", _FULL) for kind in (self.cache_type_k, self.cache_type_v)) / 32
+
     def sizes(self, trained: int, cell: int, memory: int, whole: bool = False) -> Sizes:
-        """The cache for a model that learned `trained` tokens (0: unknown) and keeps `cell` bytes of each, on
-        a machine with so much memory.
+        """The cache for a model that learned `trained` tokens (0: unknown) and keeps `cell` bytes of each in
+        f16, on a machine with so much memory.
 
         Where there is room for the context of each request, each has cells of its own: then nobody attends
         over those of others, which takes twice the time where there are many. Else, and where a state is
         `whole`, they share what there is.
         """
-        most = max(FEWEST_CELLS, memory // 4 // max(1, cell))
+        most = max(FEWEST_CELLS, memory // 4 // max(1, int(cell * self.cache_share)))
         context = self.context or self._usual(trained or 4096, most)
         wanted = context * self.parallel
         cells = max(context, self.cells or min(wanted, most))
