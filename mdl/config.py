@@ -41,6 +41,7 @@ class Settings:
     ollama_endpoint: str = "https://registry.ollama.ai"
     api_key: str = ""  # what mdl serve asks for
     url: str = "http://127.0.0.1:3000"  # of the server that mdl ps and mdl stop ask
+    download_hosts: tuple[str, ...] = ()  # from where clients of mdl serve may have models fetched; *: any
     aliases: Mapping[str, str] = field(default_factory=dict)  # the user's own names of models
 
 
@@ -80,6 +81,11 @@ def auth_paths() -> list[Path]:
     with suppress(RuntimeError):  # no home at all
         return [path.expanduser() for path in found]
     return found[:1]
+
+
+def variable(name: str) -> str:
+    """What the environment says; "" where it says nothing."""
+    return os.environ.get(name, "")
 
 
 def data_path() -> Path:
@@ -205,6 +211,8 @@ def _parse(name: str, value: Any, where: str) -> Any:
         return _bytes(value, where, "a size such as 8GB; 0 is all that is free")
     if name in ("hosts", "insecure", "realms"):
         return _places(value, where, with_path=name == "hosts")
+    if name == "download_hosts":
+        return ("*",) if value in ("*", ["*"]) else _places(value, where, with_path=False)
     if name == "ca":
         return str(Path(str(value)).expanduser()) if value else ""
     if name in ("hf_endpoint", "ollama_endpoint", "api_key", "url"):

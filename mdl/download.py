@@ -116,6 +116,7 @@ class Downloader:
         self._limits, self._progress = limits.within(self._traffic.rate.limit), progress or Silent()
         self._proxies, self._trust = proxies, trust
         self._clients: set[Client] = set()
+        self._cancelled = False
 
     def fetch(self, name: str, remote: Remote, expected: Expected, partial: Path) -> Received:
         """One file; see `fetch_all`."""
@@ -131,6 +132,8 @@ class Downloader:
         _require_room(jobs)
         client = Client(self._limits, self._proxies, self._trust, self._traffic)
         self._clients.add(client)
+        if self._cancelled:
+            client.stop()
         try:
             return _Runners(jobs, client, self._progress).run()
         except Stopped:
@@ -140,7 +143,8 @@ class Downloader:
             client.close()
 
     def cancel(self) -> None:
-        """End every `fetch_all` under way, from another thread; each raises MdlError."""
+        """End every `fetch_all` that is under way or to come, from another thread; each raises MdlError."""
+        self._cancelled = True
         for client in list(self._clients):
             client.stop()
 

@@ -62,6 +62,9 @@ class Watch(NamedTuple):
     progress: "Progress | None" = None
     note: Callable[[str], None] = lambda _: None
     confirm: Callable[[str], bool] | None = None  # None: nobody is there to answer
+    place: Callable[[Reference], object] = lambda _: None  # each that is about to be asked; may raise MdlError
+    planned: "Callable[[Plan], object] | None" = None  # what is about to be fetched
+    stoppable: Callable[[Callable[[], None]], object] = lambda _: None  # what stops it, from another thread
 
 
 Choose = Callable[[str, Sequence[str]], int | None]  # a question and its answers; which one, or None
@@ -175,6 +178,8 @@ class Library:
         fetcher, manifest = self._offered(resolution, watch, include)
         if manifest.note:
             watch.note(manifest.note)
+        if watch.planned is not None:
+            watch.planned(fetcher.plan(manifest))
         if destination is not None:
             return fetcher.fetch_to(manifest, destination)
         return fetcher.fetch(manifest, force=force)
@@ -432,6 +437,7 @@ class Library:
         """Who fetches a model, and what its source has."""
 
         def ask(place: Reference) -> "tuple[Fetcher, Manifest]":
+            watch.place(place)
             fetcher = self._fetcher(place, watch)
             return fetcher, _included(fetcher.transport.manifest(place), include)
 
@@ -449,6 +455,7 @@ class Library:
         limits = Limits(files=self.settings.jobs, connections=self.settings.connections)
         trust = Trust(self.settings.ca, frozenset(self.settings.insecure))
         downloader = Downloader(limits, watch.progress, trust=trust, traffic=self._traffic)
+        watch.stoppable(downloader.cancel)
         return Fetcher(
             self.store, transport, downloader, lambda name: watch.note(f"another mdl fetches {name}: waiting")
         )
