@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
 
 from mdl.config import Settings
-from mdl.errors import AuthError, MdlError, NetworkError, NotFound, UnsupportedModel, UsageError
+from mdl.errors import AuthError, Busy, MdlError, NetworkError, NotFound, UnsupportedModel, UsageError
 from mdl.model import METADATA_NAME, File, Manifest, Model, Summary
 from mdl.reference import LONGEST, Reference, show
 from mdl.store import Store
@@ -39,6 +39,7 @@ class Step(NamedTuple):
 Steps = list[Step]
 References = list[Reference]
 Models = list[Model]
+Scaled = list[tuple[Path, float]]  # files of adapters, and how strongly each is applied
 
 
 class Resolution(NamedTuple):
@@ -238,11 +239,42 @@ class Library:
             raise UnsupportedModel(
                 f"{model.reference} is of the kind {found.kind}, not {kind}", _ROLE_HINTS.get(found.kind, "")
             )
-        if found.format != "gguf":
+        if found.format != "gguf" and kind != "adapter":  # these are converted
             raise UnsupportedModel(
                 f"{model.reference} has its weights as {found.format}, which llama.cpp does not load",
                 hint="look for a GGUF version of this model",
             )
+        return found
+
+    def adapters(
+        self,
+        model: Model,
+        weights: "Weights",
+        asked: Sequence[str],
+        find: Callable[[str], Model],
+        leases: contextlib.ExitStack,
+    ) -> Scaled:
+        """The files to load with a model of what is asked for as MODEL or MODEL=SCALE, and their scales; what
+        PEFT saved is converted first. They are held as long as the `leases`.
+
+        Raises UsageError for a scale that is no number, UnsupportedModel for what is no adapter, or with what
+        of it does not fit, Busy for what is being removed; and what `find` raises.
+        """
+        if not asked:
+            return []
+        from mdl import adapters
+
+        base = adapters.base(weights, str(model.reference))
+        found = []
+        for name, scale in map(adapters.asked, asked):
+            adapter = find(name)
+            try:
+                leases.enter_context(self.store.lease(adapter))
+            except BlockingIOError:
+                raise Busy(f"{adapter.reference} is being removed") from None
+            contents = {adapter.folder / file.name: file.sha256 for file in adapter.files}
+            files = self.runnable(adapter, "adapter")
+            found.append((adapters.fitted(files, base, self.store, contents.get(files.first)), scale))
         return found
 
     # The steps of a resolution

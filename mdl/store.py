@@ -3,6 +3,7 @@
     models/<host>/<path…>/<version>/   plain files and .metadata
     blobs/sha256/<64 hex>              each content once; the files of a version are hard links to these
     incoming/                          partial downloads, and versions being put together or taken apart
+    converted/<64 hex>.gguf            adapters that came in another format, as they are loaded
     locks/                             save bandwidth; correctness never depends on them
 
 A version appears by one rename of a finished, synced folder and disappears by one rename out of the tree.
@@ -33,6 +34,7 @@ INDEX_SCHEMA = 2
 COMMIT_TRIES = 8
 LOCK_TRIES = 200
 _REMOVED = ".removed"
+_UNFINISHED = ["version"], ["removed"], ["marked"], ["unpacked"], ["converted"]
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 Describe = Callable[[Path], Model]  # what a folder without .metadata holds
@@ -46,6 +48,7 @@ class Store:
         self.tree = root / "models"
         self.blobs = root / "blobs" / "sha256"
         self.incoming = root / "incoming"
+        self.conversions = root / "converted"
         self.locks = root / "locks"
         self._describe = describe
 
@@ -190,6 +193,28 @@ class Store:
         with lock, disk_errors(self.blobs), contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.lstat(self._own(self.blobs) / sha256), seen):
                 self.blob(sha256).unlink()
+
+    def converted(self, key: str) -> Path | None:
+        """What was made before, under a key that tells all that it was made of."""
+        place = self.conversions / f"{key}.gguf"
+        try:
+            return place if stat.S_ISREG(os.lstat(place).st_mode) else None
+        except OSError:
+            return None
+
+    def convert(self, key: str, write: Callable[[Path], None]) -> Path:
+        """The same, made now: beside its place, which it takes whole. Two who do so at once do no harm."""
+        place = self.conversions / f"{key}.gguf"
+        with disk_errors(place):
+            beside = self._own(self.incoming) / f"{unique()}.converted"
+            try:
+                write(beside)
+                _sync(beside)
+                beside.replace(self._own(self.conversions) / place.name)
+                _sync(self.conversions)
+            finally:
+                beside.unlink(missing_ok=True)
+        return place
 
     def restore(self, file: File, model: Model) -> bool:
         """Whether the blob of a file, which was lost, could be had back from the version's own file."""
@@ -492,7 +517,7 @@ class Store:
 def _is_leftover(name: str, names: Sequence[str]) -> bool:
     key, *kind = name.split(".")
     unprotected = kind[1:2] == ["partial"]  # of a download that had no lock to itself
-    if unprotected or kind in (["version"], ["removed"], ["marked"], ["unpacked"]):
+    if unprotected or kind in _UNFINISHED:
         return True
     content = f"{key}.partial"
     return kind == ["partial", "parts"] and not any(
