@@ -1,48 +1,29 @@
 """What the user has chosen: defaults < config.toml < MDL_* < flags. Nothing else reads the environment."""
 
 import os
-import re
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 from mdl.errors import DiskError, UsageError
+from mdl.settings import KEYS, Pull, Settings, flag, parse
+
+__all__ = [
+    "Pull",
+    "Settings",
+    "auth_paths",
+    "config_path",
+    "data_path",
+    "load",
+    "save_alias",
+    "wants_color",
+    "with_flags",
+]
 
 CONFIG_VERSION = 1
-Pull = Literal["ask", "missing", "never", "always", "newer"]
-_POWERS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
-_PATH = r"[A-Za-z0-9_][A-Za-z0-9_-]*([./][A-Za-z0-9_-]+)*"
-_TRUE, _FALSE = {"1", "true", "yes", "on"}, {"", "0", "false", "no", "off"}
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """The choices that every command shares. `pull` is what happens when a model is not here (A8):
-    ask in a terminal and fail in a script, missing (fetch it), never, always (look for changes each time),
-    newer (the same, but what is here serves when the source cannot be reached)."""
-
-    home: Path
-    pull: Pull = "ask"
-    offline: bool = False
-    jobs: int = 4  # files at once
-    connections: int = 16  # of one download
-    limit_rate: int = 0  # bytes a second of all downloads of a process together; 0: as fast as it goes
-    memory: int = (
-        0  # bytes that a model may take here, where that is less than what is free; 0: no such bound
-    )
-    hosts: tuple[str, ...] = ()  # where a short name is looked for first, and where else it may come from
-    insecure: tuple[str, ...] = ()  # registries that may be asked by http, or with any certificate
-    realms: tuple[str, ...] = ()  # hosts that may be shown passwords of registries that ask for tokens there
-    ca: str = ""  # a file of certificate authorities to trust besides the system's
-    hf_endpoint: str = "https://huggingface.co"
-    ollama_endpoint: str = "https://registry.ollama.ai"
-    api_key: str = ""  # what mdl serve asks for
-    url: str = "http://127.0.0.1:3000"  # of the server that mdl ps and mdl stop ask
-    download_hosts: tuple[str, ...] = ()  # from where clients of mdl serve may have models fetched; *: any
-    aliases: Mapping[str, str] = field(default_factory=dict)  # the user's own names of models
 
 
 def load(environment: Mapping[str, str] | None = None) -> Settings:
@@ -51,10 +32,10 @@ def load(environment: Mapping[str, str] | None = None) -> Settings:
     values = _from_file(config_path(environment))
     if environment.get("MDL_HOME") or "home" not in values:
         values["home"] = _folder(environment, "MDL_HOME", "user_cache_path")
-    for name in _names():
-        if text := environment.get(f"MDL_{name.upper()}"):
-            values[name] = _parse(name, text, f"MDL_{name.upper()}")
-    if _flag(environment.get("HF_HUB_OFFLINE", ""), "HF_HUB_OFFLINE"):
+    for key in KEYS.values():
+        if key.name != "home" and (text := environment.get(key.variable)):
+            values[key.name] = key.parse(text, key.variable)
+    if flag(environment.get("HF_HUB_OFFLINE", ""), "HF_HUB_OFFLINE"):
         values.setdefault("offline", True)
     if endpoint := environment.get("HF_ENDPOINT"):
         values.setdefault("hf_endpoint", endpoint.rstrip("/"))
@@ -103,7 +84,7 @@ def with_flags(settings: Settings, **flags: Any) -> Settings:
     given = {name: value for name, value in flags.items() if value is not None}
     return replace(
         settings,
-        **{name: _parse(name, value, f"--{name.replace('_', '-')}") for name, value in given.items()},
+        **{name: parse(name, value, f"--{name.replace('_', '-')}") for name, value in given.items()},
     )
 
 
@@ -146,10 +127,6 @@ def _rewriting(path: Path) -> Iterator[list[str]]:
         raise DiskError(f"{path} cannot be written: {error}", hint="check its permissions") from None
 
 
-def _names() -> list[str]:
-    return [field.name for field in fields(Settings) if field.name != "home"]
-
-
 def _folder(environment: Mapping[str, str], variable: str, kind: str) -> Path:
     if path := environment.get(variable):
         return Path(path).expanduser().absolute()
@@ -179,7 +156,7 @@ def _from_file(path: Path) -> dict[str, Any]:
         raise UsageError(
             f"{path} has version {version!r}, this mdl knows {CONFIG_VERSION}", hint="update mdl"
         )
-    return {name: _parse(name, value, f"{name} in {path}") for name, value in document.items()}
+    return {name: parse(name, value, f"{name} in {path}") for name, value in document.items()}
 
 
 def _read(path: Path) -> str:
@@ -191,85 +168,3 @@ def _read(path: Path) -> str:
         raise DiskError(
             f"{path} cannot be read: {error}", hint="check its permissions and encoding"
         ) from None
-
-
-def _parse(name: str, value: Any, where: str) -> Any:
-    """A value of a setting from text or TOML, checked."""
-    if name == "pull":
-        if value not in get_args(Pull):
-            raise UsageError(f"{where} cannot be {value!r}", hint=f"one of {', '.join(get_args(Pull))}")
-        return value
-    if name == "offline":
-        return value if isinstance(value, bool) else _flag(str(value), where)
-    if name in ("jobs", "connections"):
-        return _count(value, where)
-    if name == "aliases":
-        return _aliases(value, where)
-    if name == "limit_rate":
-        return _bytes(value, where, "bytes a second, such as 500k or 20M; 0 is no limit")
-    if name == "memory":
-        return _bytes(value, where, "a size such as 8GB; 0 is all that is free")
-    if name in ("hosts", "insecure", "realms"):
-        return _places(value, where, with_path=name == "hosts")
-    if name == "download_hosts":
-        return ("*",) if value in ("*", ["*"]) else _places(value, where, with_path=False)
-    if name == "ca":
-        return str(Path(str(value)).expanduser()) if value else ""
-    if name in ("hf_endpoint", "ollama_endpoint", "api_key", "url"):
-        return str(value).rstrip("/")
-    if name == "home":
-        return Path(str(value)).expanduser()
-    raise UsageError(f"{where} is not a setting", hint=f"known: {', '.join(['home', *_names()])}")
-
-
-def _flag(text: str, where: str) -> bool:
-    if text.lower() in _TRUE | _FALSE:
-        return text.lower() in _TRUE
-    raise UsageError(f"{where} cannot be {text!r}", hint="write 1 or 0")
-
-
-def _bytes(value: Any, where: str, hint: str) -> int:
-    """Bytes, or bytes a second, as people write them, 500k or 20M, in powers of 1000."""
-    match = re.fullmatch(r"(?i)(\d{1,12}(?:\.\d{1,6})?)([kmg]?)b?(?:/s)?", str(value).strip())
-    rate = int(float(match[1]) * _POWERS[match[2].lower()]) if match else -1
-    if rate < 0 or (rate == 0 and match and float(match[1])):
-        raise UsageError(f"{where} cannot be {value!r}", hint)
-    return rate
-
-
-def _places(value: Any, where: str, *, with_path: bool) -> tuple[str, ...]:
-    """Hosts, in the spelling that references have: from a list, or separated by commas."""
-    given = value.split(",") if isinstance(value, str) else value
-    if not isinstance(given, list | tuple) or not all(isinstance(place, str) for place in given):
-        raise UsageError(f"{where} cannot be {value!r}", hint="a list of host names")
-    places = (_place(place.strip(), where, with_path) for place in given if place.strip())
-    return tuple(dict.fromkeys(places))
-
-
-def _place(text: str, where: str, with_path: bool) -> str:
-    """A host, where models are named with a path that may lead to them: quay.io/ai-lab/models."""
-    from mdl.reference import HOST_ALIASES, is_host
-
-    first, _, path = text.rstrip("/").partition("/")
-    host = HOST_ALIASES.get(first.lower(), first.lower())
-    if not is_host(host) or (path and not (with_path and re.fullmatch(_PATH, path))):
-        raise UsageError(f"{where}: {text!r} is not a host name", hint="such as quay.io or localhost:5000")
-    return f"{host}/{path}" if path else host
-
-
-def _aliases(value: Any, where: str) -> dict[str, str]:
-    if not isinstance(value, Mapping) or not all(
-        isinstance(model, str) and model for model in value.values()
-    ):
-        raise UsageError(f"{where} cannot be {value!r}", hint="a table: name = 'host/org/model:version'")
-    return dict(value)
-
-
-def _count(value: Any, where: str) -> int:
-    try:
-        number = int(value)
-    except (TypeError, ValueError):
-        number = 0
-    if not 1 <= number <= 64:
-        raise UsageError(f"{where} cannot be {value!r}", hint="a number from 1 to 64")
-    return number
