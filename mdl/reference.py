@@ -20,7 +20,7 @@ OLLAMA = "registry.ollama.ai"
 DOCKER = "docker.io"
 UNKNOWN_VERSION = "n/a"
 
-Scheme = Literal["hf", "oci", "ollama", "https", "http", "file", "short"]
+Scheme = Literal["hf", "oci", "ollama", "https", "http", "file", "openai", "azure", "short"]
 
 HOST_ALIASES = {
     "hf.co": HUGGING_FACE,
@@ -38,7 +38,10 @@ PREFIXES: dict[str, Scheme] = {
     "https": "https",
     "http": "http",
     "file": "file",
+    "openai": "openai",
+    "azure": "azure",
 }
+APIS = ("openai", "azure")  # models that others run, and answer for over HTTP: there is nothing to download
 ONE_VERSION = ("https", "http", "file")  # an address has no versions: what lies there is the latest
 ONLY = "latest"
 LONGEST = 2048  # characters of a whole reference
@@ -46,6 +49,10 @@ LONGEST_SEGMENT = 255  # bytes of a file name, on every file system that matters
 _HOST = r"(?=.{1,253}(:|$))[a-z0-9]([a-z0-9_-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9_-]*[a-z0-9])?)*(:\d{1,5})?"
 _NAME = r"[A-Za-z0-9_][A-Za-z0-9._+-]*"
 _DIGEST = r"sha256:[0-9a-f]{64}"
+_API_PART = r"[A-Za-z0-9_@~][A-Za-z0-9._+:@~,=-]*"  # of an API's path, or of what it calls a model
+_API_VERSION = r"v\d+(alpha|beta)?\d*"
+# https://learn.microsoft.com/azure/ai-services/openai/api-version-lifecycle
+_AZURE_VERSION = r"\d{4}-\d{2}-\d{2}(-preview)?|preview|latest|v1"
 # Patterns are text, so that only those that a command needs are compiled.
 # Characters that every file system takes as they are. "@" stands between version and pin, "%" escapes.
 _PLAIN = " !#$&'()+,-.;=[]^_`{}~"
@@ -60,6 +67,9 @@ class Reference:
     `path` has no leading slash, except for files, where it is the absolute path. `version` is None until it
     is known. `query` belongs to a URL's access and not to the name: it may hold a signature, so it is not
     printed, stored or compared.
+
+    Of an API the `path` is that of its address and the model's name there, with a # between the two where
+    they would be told apart otherwise. Azure's api-version is the `version`.
     """
 
     scheme: Scheme
@@ -81,6 +91,8 @@ class Reference:
         for part in self.path_parts():
             if len(part.encode()) > LONGEST_SEGMENT:
                 raise UsageError(f"a part of the name is too long: {show(part)}", hint=_HINT)
+        if self.is_api:
+            _check_api(self)
 
     @classmethod
     def parse(cls, text: str) -> "Reference":
@@ -109,6 +121,8 @@ class Reference:
         if self.scheme in ("https", "http"):
             return f"{self.scheme}://{self.host}/{quote(self.path, safe='/' + _PLAIN)}"
         text = f"{self.host}/{self.path}" if self.host else self.path
+        if self.is_api:
+            return f"{self.scheme}://{text}" + (f"?api-version={self.version}" if self.version else "")
         if self.scheme == "oci" and _is_weights_name(self.path):
             text = "oci://" + text  # bare, it would read as the address of a file
         if self.version is not None:
@@ -121,6 +135,17 @@ class Reference:
         return self.path.rsplit("/", 1)[-1]
 
     @property
+    def is_api(self) -> bool:
+        """Whether others run the model, and answer for it over HTTP."""
+        return self.scheme in APIS
+
+    @property
+    def api_parts(self) -> tuple[str, str]:
+        """Of an API: the path of its address, without slashes around it, and what it calls the model."""
+        base, sign, model = self.path.partition("#")
+        return (base.rstrip("/"), model) if sign else _api_parts(self.path)
+
+    @property
     def model(self) -> "Reference":
         """The same model, whatever the version."""
         return replace(self, version=None, pin=None)
@@ -131,8 +156,8 @@ class Reference:
     def path_parts(self) -> tuple[str, ...]:
         """Safe names of the folders below `models/`, the version's last if there is one."""
         host = {"http": f"http:{self.host}", "file": "file", "short": ""}.get(self.scheme, self.host)
-        if self.scheme == "oci" and _is_weights_name(self.path):
-            host = f"oci:{self.host}"  # keeps apart what the scheme alone tells apart
+        if self.is_api or (self.scheme == "oci" and _is_weights_name(self.path)):
+            host = f"{self.scheme}:{self.host}"  # keeps apart what the scheme alone tells apart
         parts = [host] if host else []
         parts += self.path.strip("/").split("/")
         if self.version is not None or self.scheme in ONE_VERSION:
@@ -168,8 +193,15 @@ class Reference:
         return cls(scheme, host, "/".join(path), version, pin)
 
 
-_MARKED: tuple[Scheme, ...] = ("http", "oci")  # schemes that a folder's name spells out where it has to
+_MARKED: tuple[Scheme, ...] = (
+    "http",
+    "oci",
+    "openai",
+    "azure",
+)  # schemes that a folder's name spells out where it has to
 _HINT = "write it as host/org/name:version, for instance huggingface.co/Qwen/Qwen3-0.6B-GGUF:Q8_0"
+
+_API_HINT = "write it as openai://HOST/v1/MODEL, for instance openai://api.openai.com/v1/gpt-4o"
 
 
 def show(text: str, length: int = 60) -> str:
@@ -367,6 +399,43 @@ def _parse_file(rest: str) -> Reference:
     return Reference("file", "", "/" + unquote(path).rstrip("/"))
 
 
+def _parse_api(scheme: Literal["openai", "azure"], rest: str) -> Reference:
+    address, mark, query = rest.partition("?")
+    name, _, version = query.partition("=")
+    known = scheme == "azure" and name == "api-version" and version
+    if mark and not known:  # it is not told what the query is: there may be a key in it
+        hint = "write azure://HOST/DEPLOYMENT?api-version=…" if scheme == "azure" else "leave it out"
+        raise UsageError("the address of the API has a query that means nothing here", hint)
+    host, _, path = address.partition("/")
+    if "@" in host:
+        raise UsageError("the address holds a user name or password", hint="mdl login keeps keys")
+    if not path:
+        raise UsageError(f"{show(host)} is an API, but which of its models?", _API_HINT)
+    reference = Reference(scheme, host.lower(), path.rstrip("/"), version or None)
+    base, model = reference.api_parts
+    plain = f"{base}/{model}" if base else model
+    return replace(reference, path=plain) if _api_parts(plain) == (base, model) else reference
+
+
+def _api_parts(path: str) -> tuple[str, str]:
+    """The address ends in a version, v1, where it has one; else the model's name is the last part."""
+    parts = path.split("/")
+    versions = [at for at, part in enumerate(parts[:-1], 1) if re.fullmatch(_API_VERSION, part)]
+    end = versions[-1] if versions else len(parts) - 1
+    return "/".join(parts[:end]), "/".join(parts[end:])
+
+
+def _check_api(reference: Reference) -> None:
+    base, model = reference.api_parts
+    for part in (*filter(None, base.split("/")), *model.split("/")):
+        if not re.fullmatch(_API_PART, part):
+            raise UsageError(f"{show(part)} cannot be part of a model's name at an API", hint=_API_HINT)
+    if reference.pin or (reference.version and reference.scheme != "azure"):
+        raise UsageError("a model of an API has no versions", hint=_API_HINT)
+    if reference.version and not re.fullmatch(_AZURE_VERSION, reference.version):
+        raise UsageError("the api-version is none of Azure's", "such as 2024-10-21; or leave it out")
+
+
 _PARSERS = {
     "hf": _parse_hugging_face,
     "oci": _parse_oci,
@@ -374,6 +443,8 @@ _PARSERS = {
     "https": lambda rest: _parse_url("https", rest),
     "http": lambda rest: _parse_url("http", rest),
     "file": _parse_file,
+    "openai": lambda rest: _parse_api("openai", rest),
+    "azure": lambda rest: _parse_api("azure", rest),
 }
 
 

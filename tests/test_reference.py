@@ -54,6 +54,13 @@ SPELLINGS = [
     ("oci://quay.io/a/b.gguf:1", "oci://quay.io/a/b.gguf:1"),
     ("file:///data/m.gguf", "file:///data/m.gguf"),
     ("file://localhost/data/m.gguf", "file:///data/m.gguf"),
+    ("openai://API.openai.com/v1/gpt-4o", "openai://api.openai.com/v1/gpt-4o"),
+    ("openai://api.openai.com/v1#gpt-4o", "openai://api.openai.com/v1/gpt-4o"),
+    ("openai://h/v1beta/openai#gemini", "openai://h/v1beta/openai#gemini"),
+    ("openai://h/#org/name", "openai://h/#org/name"),
+    ("openai://localhost:3000/v1/quay.io/org/name:Q8_0", "openai://localhost:3000/v1/quay.io/org/name:Q8_0"),
+    ("azure://r.openai.azure.com/gpt", "azure://r.openai.azure.com/gpt"),
+    ("azure://r.x/gpt?api-version=2024-10-21", "azure://r.x/gpt?api-version=2024-10-21"),
 ]
 
 HOSTILE = [
@@ -123,6 +130,21 @@ HOSTILE = [
     "file://elsewhere/m.gguf",
     "file:///a/../b.gguf",
     "file:///",
+    "openai://h",
+    "openai://h/",
+    "openai://h/v1#",
+    "openai://h/v1/../x",
+    "openai://h/v1/%2e%2e/x",
+    "openai://h/v1/a#b#c",
+    "openai://h/v1/a b",
+    "openai://h/v1//x",
+    "openai://h/v1/-x",
+    "openai://h/v1/x?key=1",
+    "openai://key@h/v1/x",
+    "azure://h/x?api-version=",
+    "azure://h/x?api-version=../..",
+    "azure://h/x?api-version=2024-10-21&key=1",
+    "azure://h/x?code=1",
 ]
 
 
@@ -159,6 +181,32 @@ def test_a_password_in_an_address_is_not_in_the_error() -> None:
     assert "hunter2" not in str(refused.value) + refused.value.hint
 
 
+API_PARTS = [
+    ("openai://api.openai.com/v1/gpt-4o", ("v1", "gpt-4o")),
+    ("openai://h/api/v1/openai/gpt-4o:free", ("api/v1", "openai/gpt-4o:free")),
+    ("openai://h/v4/accounts/a/ai/v1/@cf/x", ("v4/accounts/a/ai/v1", "@cf/x")),
+    ("openai://h/v1beta/openai#gemini", ("v1beta/openai", "gemini")),
+    ("openai://h/sonar", ("", "sonar")),
+    ("openai://h/#org/name", ("", "org/name")),
+    ("azure://h/gpt?api-version=preview", ("", "gpt")),
+]
+
+
+@pytest.mark.parametrize(("text", "parts"), API_PARTS)
+def test_an_apis_address_ends_where_its_version_does_or_where_a_sign_says_so(
+    text: str, parts: tuple[str, str]
+) -> None:
+    assert Reference.parse(text).api_parts == parts
+
+
+@pytest.mark.parametrize("text", ["azure://h/x?code=hunter2", "azure://h/x?api-version=1&key=hunter2",
+                                  "openai://h/x?key=hunter2", "openai://hunter2@h/x"])  # fmt: skip
+def test_a_key_in_the_address_of_an_api_is_not_in_the_error(text: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        Reference.parse(text)
+    assert "hunter2" not in str(refused.value) + refused.value.hint
+
+
 PATHS = [
     ("quay.io/ai-lab/models/granite:v1.1", ("quay.io", "ai-lab", "models", "granite", "v1.1")),
     ("org/name:Q4_K_M", ("huggingface.co", "org", "name", "Q4_K_M")),
@@ -175,6 +223,7 @@ PATHS = [
     ("http://x.org:81/m.gguf", ("http%3Ax.org%3A81", "m.gguf", "latest")),
     ("file:///data/m.gguf", ("file", "data", "m.gguf", "latest")),
     ("oci://x.org/m.gguf:1", ("oci%3Ax.org", "m.gguf", "1")),
+    ("azure://x.org/m?api-version=preview", ("azure%3Ax.org", "m", "preview")),
 ]
 
 
@@ -188,8 +237,9 @@ def test_a_reference_and_its_folder_convert_both_ways(text: str, parts: tuple[st
 SEGMENT = st.text(alphabet=string.ascii_letters + string.digits + "._-", min_size=1, max_size=40)
 VERSION = st.text(alphabet=st.characters(codec="utf-8"), min_size=1, max_size=40)
 HOSTS = st.sampled_from(
-    ["", "hf://", "quay.io/", "localhost:5000/", "ollama://", "oci://x.org/", "https://x.org/", "http://h:1/"]
-)
+    ["", "hf://", "quay.io/", "localhost:5000/", "ollama://", "oci://x.org/", "https://x.org/", "http://h:1/",
+     "openai://h:1/", "openai://h/v1/", "openai://h/v1#", "openai://h/#", "azure://h/"]
+)  # fmt: skip
 
 
 @st.composite
