@@ -90,6 +90,6 @@ def _unread(folder: Path) -> NoReturn:
 
 
 def _catalog() -> Iterable[str]:
-    from mdl.profiles import catalog
+    from mdl.catalog import catalog
 
-    return catalog()
+    return catalog().names()

@@ -110,7 +110,9 @@ class Library:
         if model is None and (meant := self._look_among_aliases(text, steps)):
             name = meant
             model = self._look_at_path(name, steps)
-        model = model or self._look_in_cache(name, steps) or self._look_in_catalog(name, steps)
+        model = model or self._look_in_cache(name, steps)
+        if model is None:
+            model, name = self._look_in_catalog(name, steps)
         if model is not None:
             return Resolution(text, name, tuple(steps), model.reference, model)
         places = self._look_remotely(name, steps)
@@ -337,18 +339,22 @@ class Library:
         steps.append(Step("cache", "miss", f"no file with the digest sha256:{prefix}…"))
         return None
 
-    def _look_in_catalog(self, text: str, steps: Steps) -> Model | None:
-        from mdl.profiles import catalog_path
+    def _look_in_catalog(self, text: str, steps: Steps) -> tuple[Model | None, str]:
+        """What ships with mdl, or what is in the cache of what is recommended; and what the name stands for."""
+        from mdl.catalog import catalog
 
-        path = catalog_path(text)
-        if path is None:
+        entry = catalog().find(text)
+        if entry is None:
             steps.append(Step("catalog", "miss", f"no entry {show(text)}"))
-            return None
-        model = _model_at(path)
+            return None, text
+        if entry.file is None:
+            steps.append(Step("catalog", "found", f"{text} is {entry.reference}"))
+            return self._look_in_cache(str(entry.reference), steps), str(entry.reference)
+        model = _model_at(entry.file)
         if not isinstance(model, Model):
             raise UnsupportedModel(model.message, "reinstall mdl: what ships with it is damaged")
-        steps.append(Step("catalog", "found", str(path)))
-        return replace(model, reference=Reference("short", "", text))
+        steps.append(Step("catalog", "found", str(entry.file)))
+        return replace(model, reference=Reference("short", "", entry.name)), entry.name
 
     def _look_among_aliases(self, text: str, steps: Steps) -> str | None:
         target = self.settings.aliases.get(text)

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent / "mdl"
 ALLOWED = {
     "__init__": set(),
     "__main__": {"cli", "complete"},
-    "complete": {"config", "store", "profiles", "reference"},
+    "complete": {"config", "store", "catalog", "reference"},
     "cli": {
         "layers",
         "ui",
@@ -49,6 +49,7 @@ ALLOWED = {
     "ui": set(),
     "chat": {"chat", "engine", "config", "ui", "profiles"},
     "server": {
+        "catalog",
         "layers",
         "weights",
         "placement",
@@ -65,6 +66,7 @@ ALLOWED = {
         "__init__",
     },
     "library": {
+        "catalog",
         "adapters",
         "checkpoints",
         "store",
@@ -84,6 +86,8 @@ ALLOWED = {
     },
     "adapters": {"peft", "gguf", "safetensors", "header", "store", "weights"},
     "checkpoints": {"safetensors", "header"},
+    "catalog": {"config", "estimate", "filename", "header", "parameters", "profiles", "reference"},
+    "estimate": {"machine", "memory"},
     "peft": {"safetensors", "header"},
     "inspection": {
         "layers",
