@@ -185,6 +185,7 @@ ALLOWED = {
     "gotemplate": set(),
     "weights": {"gguf", "safetensors", "header", "filename", "refusal"},
     "gguf": {"header"},
+    "lenient": set(),
     "safetensors": {"header"},
     "header": set(),
     "memory": {"engine", "gguf", "machine", "shape"},
