@@ -5,7 +5,7 @@ The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -430,7 +430,18 @@ def facts(header: Header, name: str | None = None) -> Facts:
         adapter=_adapter(header) if kind == "adapter" else None,
         tags=lines(data.get("general.tags")),
         languages=lines(data.get("general.languages")),
+        sampling=tuple(_sampling(data)),
     )
+
+
+_SAMPLING = "general.sampling."
+
+
+def _sampling(data: Mapping[str, object]) -> Iterator[tuple[str, float | int]]:
+    """Numbers alone: `general.sampling.sequence` is a text, an order that is llama.cpp's own here."""
+    for key, value in data.items():
+        if key.startswith(_SAMPLING) and isinstance(value, int | float) and not isinstance(value, bool):
+            yield key.removeprefix(_SAMPLING)[:40], value
 
 
 _KINDS = {"adapter": "adapter", "mmproj": "projector", "projector": "projector", "imatrix": "imatrix"}

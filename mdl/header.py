@@ -96,6 +96,7 @@ class Facts:
     adapter: Adapter | None = None
     tags: tuple[str, ...] = ()
     languages: tuple[str, ...] = ()
+    sampling: tuple[tuple[str, float | int], ...] = ()  # how its maker wants tokens chosen; not yet checked
 
 
 def line(value: object) -> str | None:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from mdl import documents, fitting, gguf, machine, placement, profiles, safetensors
+from mdl import documents, fitting, gguf, layers, machine, packaged, placement, profiles, safetensors
 from mdl.errors import NotFound, UnsupportedModel
 from mdl.header import Tensor
 from mdl.library import Library
@@ -25,7 +25,7 @@ def describe(library: Library, model: Model, weights: Weights, context: int | No
     tokens. Raises UsageError for more of them than the model learned."""
     here = machine.look()
     fit = _fit(weights, here, context, library.settings.memory)
-    profile = profiles.of(model)
+    profile = packaged.of(model)
     return {
         **documents.model(model),
         "header": documents.facts(weights.facts),
@@ -52,12 +52,17 @@ def _fit(weights: Weights, here: Machine, context: int | None, most: int) -> "Fi
         return None
 
 
+def settings(library: Library, model: Model, weights: Weights, name: str) -> dict[str, Any]:
+    """What is in force for a model that is asked for by this name, and where each value comes from."""
+    return layers.as_document(layers.of(library, model, weights, name))
+
+
 def part(model: Model, weights: Weights, name: str) -> Any:
     """One part of a model, by its name in PARTS."""
     if name == "files":
         return documents.model(model)["files"]
     if name == "template":
-        return _template(profiles.of(model), weights)
+        return _template(packaged.of(model), weights)
     if name == "license":
         return license_text(model) or weights.facts.license
     if name == "metadata":

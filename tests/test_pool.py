@@ -20,6 +20,10 @@ from mdl.profiles import Profile
 from mdl.reference import Reference
 from mdl.server.names import Held
 from mdl.server.pool import Bounds, Pool
+from mdl.weights import Weights, identify
+
+WEIGHTS = identify(DEMO)
+assert isinstance(WEIGHTS, Weights)
 
 ROOM = 80_000_000  # for two of them
 
@@ -35,7 +39,7 @@ def models(tmp_path: Path) -> list[Model]:
 @contextmanager
 def slow_disk(_: Model) -> Iterator[Held]:
     time.sleep(0.3)
-    yield Held(EngineFiles(DEMO), Profile(), (DEMO,))
+    yield Held(EngineFiles(DEMO), Profile(), WEIGHTS)
 
 
 @contextmanager

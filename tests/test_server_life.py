@@ -27,6 +27,10 @@ from mdl.model import Model
 from mdl.profiles import Profile
 from mdl.server.names import Held
 from mdl.server.pool import Bounds, Pool
+from mdl.weights import Weights, identify
+
+WEIGHTS = identify(DEMO)
+assert isinstance(WEIGHTS, Weights)
 
 PARIS = "The capital of France is Paris."
 
@@ -174,7 +178,7 @@ def test_a_client_that_leaves_takes_no_load_with_it_however_soon_engines_are_let
     @contextmanager
     def slow_disk(_: Model) -> Iterator[Held]:
         time.sleep(0.5)
-        yield Held(EngineFiles(DEMO), Profile(), (DEMO,))
+        yield Held(EngineFiles(DEMO), Profile(), WEIGHTS)
 
     async def come_and_go() -> list[int]:
         pool = Pool(slow_disk, EngineSettings(), Bounds(idle_seconds=0.05))

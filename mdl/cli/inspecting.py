@@ -25,6 +25,9 @@ def inspect(
     license: Annotated[bool, typer.Option("--license", help="Only the licence.")] = False,
     metadata: Annotated[bool, typer.Option("--metadata", help="Only the header's keys and values.")] = False,
     tensors: Annotated[bool, typer.Option("--tensors", help="Only the tensors.")] = False,
+    settings: Annotated[
+        bool, typer.Option("--settings", help="Only settings and parameters, and where each comes from.")
+    ] = False,
     key: Annotated[
         str | None, typer.Option(metavar="KEY", help="The whole value of one key of the header.")
     ] = None,
@@ -59,7 +62,10 @@ def inspect(
         "tensors": tensors,
     }
     wanted = [part for part, is_asked in asked.items() if is_asked]
-    if key is not None:
+    if settings:
+        here = found or library.here(text)  # which says that it is not
+        _show_settings(inspection.settings(library, here, library.weights(here), text), json=json)
+    elif key is not None:
         _show_value(value(key), json=json, name=key)
     elif wanted:
         _show_parts({name: part(name) for name in wanted}, json=json)
@@ -108,6 +114,29 @@ def _show_value(value: Any, *, json: bool, name: str) -> None:
     else:
         for line in value if isinstance(value, list) else [value]:
             ui.out(ui.inert(str(line)))
+
+
+def _show_settings(described: dict[str, Any], *, json: bool) -> None:
+    if json:
+        ui.show_json(described)
+        return
+    rows = [
+        (kind.removesuffix("s"), name, "-" if said["value"] is None else str(said["value"]), said["source"])
+        for kind in ("settings", "parameters")
+        for name, said in described[kind].items()
+    ]
+    rows += [
+        (name, "", str(said["value"]), said["source"])
+        for name in ("system", "template", "messages", "adapters")
+        if (said := described[name])["value"]
+    ]
+    ui.table(
+        ("KIND", "NAME", "VALUE", "FROM"),
+        [tuple(ui.inert(cell, one_line=True)[:80] for cell in row) for row in rows],
+    )
+    for label, texts in (("no effect", described["ignored"]), ("note", described["notes"])):
+        for text in texts:
+            ui.out(f"{label:<13} {ui.inert(text, one_line=True)}")
 
 
 def _show_text(text: str | None) -> None:

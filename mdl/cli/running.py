@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from mdl.weights import Weights
 
 AUTO = "auto"
+PARALLEL, BATCH = 4, 512  # of mdl serve, where neither a flag nor a profile says otherwise
 UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 LARGEST_INPUT = 64 << 20  # bytes of a prompt from a pipe
 
@@ -171,38 +172,26 @@ def held_files(
 ) -> "tuple[EngineFiles, Profile]":
     """What an engine loads for a model and its adapters, held so that nobody removes it meanwhile; and the
     model's profile."""
-    from mdl import profiles
+    from mdl import layers
     from mdl.engine.request import EngineFiles
     from mdl.progress import watch
 
     with watch(ask=True) as watched:
         model = library.get(name, watched)
         weights = _held(library, model, leases)
-        profile = profiles.of(model)
-        found = [_adapter(library, text, watched, leases) for text in adapters]
+        profile = layers.of(library, model, weights, name).merged()
+        found = library.adapters(model, weights, adapters, lambda text: library.get(text, watched), leases)
     own = [(path, 1.0) for path in profile.adapters]
     return EngineFiles(weights.first, weights.projector, (*own, *found), profile.template), profile
 
 
-def _held(library: "Library", model: "Model", leases: ExitStack, kind: str = "model") -> "Weights":
+def _held(library: "Library", model: "Model", leases: ExitStack) -> "Weights":
     leases.enter_context(library.store.lease(model))
-    return library.runnable(model, kind)
-
-
-def _adapter(library: "Library", text: str, watched: "Watch", leases: ExitStack) -> tuple[Path, float]:
-    name, sign, scale = text.rpartition("=")
-    try:
-        factor = float(scale) if sign else 1.0
-    except ValueError:
-        raise UsageError(
-            f"the scale of an adapter is a number, not {scale!r}", hint="--adapter MODEL=0.5"
-        ) from None
-    model = library.get(name if sign else text, watched)
-    return _held(library, model, leases, "adapter").first, factor
+    return library.runnable(model)
 
 
 def engine_settings(
-    context: int | None, gpu_layers: str, threads: int | None, parallel: int, batch: int = 512
+    context: int | None, gpu_layers: str, threads: int | None, parallel: int, batch: int = BATCH
 ) -> "EngineSettings":
     from mdl.engine.request import EngineSettings
 
@@ -226,11 +215,12 @@ def serve(
         str | None, typer.Option(metavar="KEY", help="What clients must send; better set as MDL_API_KEY.")
     ] = None,
     parallel: Annotated[
-        int, typer.Option(metavar="N", min=1, max=64, help="Requests of a model answered at once.")
-    ] = 4,
+        int | None, typer.Option(metavar="N", min=1, max=64, help="Requests of a model answered at once; 4.")
+    ] = None,
     batch: Annotated[
-        int, typer.Option(metavar="N", min=1, max=8192, help="Tokens of prompts computed in one step.")
-    ] = 512,
+        int | None,
+        typer.Option(metavar="N", min=1, max=8192, help="Tokens of prompts computed in one step; 512."),
+    ] = None,
     context: ContextSize = None,
     gpu_layers: GpuLayers = AUTO,
     threads: Threads = None,
@@ -267,7 +257,8 @@ def serve(
         port=port,
         api_key=api_key if api_key is not None else library.settings.api_key,
         models=names,
-        engine=engine_settings(context, gpu_layers, threads, parallel, batch),
+        engine=engine_settings(context, gpu_layers, threads, parallel or PARALLEL, batch or BATCH),
+        unsaid=frozenset(name for name, given in (("parallel", parallel), ("batch", batch)) if given is None),
         idle_seconds=_seconds(idle) or None,
         max_models=max_models,
         memory=library.settings.memory,

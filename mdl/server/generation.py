@@ -64,25 +64,26 @@ class Generation:
             except ClientDisconnect:
                 return
             place.want(asked.answers)
-            name = self.service.names.default(asked.model)
+            name, path = self.service.names.default(asked.model), str(scope["path"])
             async with while_connected(receive):
                 if asked.stream:
                     events = Events(send, asked.chunks(name), room.limits)
-                    async with events, self._answers(name, asked) as pieces:
+                    async with events, self._answers(name, path, asked) as pieces:
                         await events.send(pieces)
                 else:
-                    async with self._answers(name, asked) as pieces:
+                    async with self._answers(name, path, asked) as pieces:
                         answers = await pieces.all()
                     await Ascii(asked.whole(name, answers))(scope, receive, send)
 
     @asynccontextmanager
-    async def _answers(self, name: str, asked: Asked) -> AsyncIterator[Pieces]:
+    async def _answers(self, name: str, path: str, asked: Asked) -> AsyncIterator[Pieces]:
         model = await self.service.names.find(name)
         async with self.service.pool.borrow(model, asked.keep_alive) as lent:
+            profile = await self.service.names.profile(name, path, lent)
             watch = self.service.metrics.answer(str(model.reference))
             with (
                 _named(asked.params),
-                asking(lent.engine, asked.requests(lent.profile), watch.piece) as pieces,
+                asking(lent.engine, asked.requests(profile), watch.piece) as pieces,
             ):
                 yield pieces
 

@@ -3,22 +3,23 @@
 import asyncio
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from time import monotonic
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
-from mdl import profiles
+from mdl import layers
+from mdl.catalog import catalog
 from mdl.engine.request import EngineFiles
 from mdl.errors import Busy, MdlError, NotFound, UnsupportedModel, UsageError
 from mdl.library import Library
 from mdl.model import Model
-from mdl.profiles import Profile, catalog, catalog_path
+from mdl.profiles import Profile
 from mdl.reference import show
 from mdl.server.failure import Refused
+from mdl.weights import Weights
 
 REMEMBERED_SECONDS = 2.0  # a short name is looked for in the whole cache, which many requests need only once
 MOST_REMEMBERED = 256
-_PATHS = ("/", "./", "../", "~", "file:")
+PATHS = ("/", "./", "../", "~", "file:")
 
 Key = tuple[str, float]
 
@@ -28,6 +29,19 @@ def key(model: Model) -> Key:
     return str(model.place or model.folder), model.modified.timestamp()
 
 
+class Lent(Protocol):
+    """A model that is loaded, its weights, and how it is used, whoever asks."""
+
+    @property
+    def model(self) -> Model: ...
+
+    @property
+    def weights(self) -> Weights | None: ...
+
+    @property
+    def profile(self) -> Profile: ...
+
+
 class Names:
     """What clients may call models by: those that are served if there are any, else all that are here."""
 
@@ -35,6 +49,7 @@ class Names:
         self._library = library
         self.served = {name: _present(library, name) for name in served}
         self._remembered: dict[str, tuple[float, Model]] = {}
+        self._profiles: dict[tuple[str, str, Key], tuple[float, Profile]] = {}
 
     def default(self, name: str | None) -> str:
         """The name that a request gave, or the only one that it can mean."""
@@ -60,6 +75,22 @@ class Names:
         """Name and model of all that can be asked for."""
         return self.served or await asyncio.to_thread(self._all)
 
+    async def profile(self, name: str, path: str, lent: Lent) -> Profile:
+        """How a model is used that was asked for by this name and over this API path."""
+        at = name, path, key(lent.model)
+        moment, profile = self._profiles.get(at, (0.0, lent.profile))
+        if monotonic() - moment > REMEMBERED_SECONDS:
+            found = await asyncio.to_thread(layers.of, self._library, lent.model, lent.weights, name, path)
+            profile = found.merged()
+            if len(self._profiles) >= MOST_REMEMBERED:
+                self._profiles.clear()
+            self._profiles[at] = monotonic(), profile
+        return profile
+
+    def forget(self) -> None:
+        """What was here may not be any more."""
+        self._remembered.clear()
+
     def _find(self, name: str) -> Model:
         model = self._resolved(name)
         if self.served and key(model) not in map(key, self.served.values()):
@@ -68,7 +99,7 @@ class Names:
 
     def _resolved(self, name: str) -> Model:
         # A client has no business with the files beside the server, not even whether they are there.
-        if name.startswith(_PATHS):
+        if name.startswith(PATHS):
             raise _missing(name)
         try:
             resolution = self._library.resolve(name)
@@ -86,19 +117,18 @@ class Names:
 
     def _all(self) -> dict[str, Model]:
         here = {str(model.reference): model for model in self._library.list() if _can_answer(model)}
-        for name in catalog():
-            if catalog_path(name) and (model := self._library.resolve(name).model):
-                here.setdefault(name, model)
+        for entry in catalog().entries:
+            if entry.file and (model := self._library.resolve(entry.name).model):
+                here.setdefault(entry.name, model)
         return here
 
 
 class Held(NamedTuple):
-    """What to load of a model, which nobody removes meanwhile; how the model wants to be used; and all the
-    files that its weights are in."""
+    """What to load of a model, which nobody removes meanwhile; how it is used, whoever asks; its weights."""
 
     files: EngineFiles
     profile: Profile
-    parts: tuple[Path, ...]
+    weights: Weights
 
 
 @contextmanager
@@ -113,10 +143,10 @@ def files(library: Library, model: Model) -> Iterator[Held]:
         if weights.kind != "model" or weights.format != "gguf":
             what = f"{weights.format} {weights.kind}"
             raise UnsupportedModel(f"{model.reference} is a {what}, which cannot answer", "name a GGUF model")
-        profile = profiles.of(model)
+        profile = layers.of(library, model, weights).merged()
         adapters = tuple((path, 1.0) for path in profile.adapters)
         chosen = EngineFiles(weights.first, weights.projector, adapters, profile.template)
-        yield Held(chosen, profile, weights.files)
+        yield Held(chosen, profile, weights)
 
 
 def _present(library: Library, name: str) -> Model:

@@ -15,6 +15,9 @@ class Limits:
     """
 
     requests: int = 256
+    downloads: int = 2  # that clients have asked for, at once
+    jobs: int = 100  # downloads that wait, and as many that are over are kept
+    job_seconds: float = 3600.0  # for which those are kept
     connections: int = 800
     body: int = 32 << 20
     bodies: int = 256 << 20  # of all requests in flight
@@ -34,7 +37,8 @@ class ServeOptions:
     `models` are all that is served, loaded at once; none: everything in the cache, on demand. Those that are
     loaded take `memory` bytes at most (0: what is free at the start), and are at most `max_models` (0: any
     number); one that nobody asked for in `idle_seconds` is let go (None: never). `allow_hosts` are further
-    names by which clients may call this server. Without an `api_key` anybody who reaches it may ask, which
+    names by which clients may call this server. `unsaid` are settings of `engine` that nobody asked for:
+    the profile of a model may set them. Without an `api_key` anybody who reaches it may ask, which
     has to be `insecure` by choice where that is more than this machine.
 
     Raises UsageError for values out of range.
@@ -45,6 +49,7 @@ class ServeOptions:
     api_key: str = field(default="", repr=False)
     models: tuple[str, ...] = ()
     engine: EngineSettings = field(default_factory=EngineSettings)
+    unsaid: frozenset[str] = frozenset()
     idle_seconds: float | None = 300.0
     memory: int = 0
     max_models: int = 0

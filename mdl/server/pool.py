@@ -4,7 +4,7 @@ All of it runs on the event loop; what blocks runs in threads of the pool.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -21,6 +21,7 @@ from mdl.model import Model
 from mdl.placement import Placement
 from mdl.profiles import Profile
 from mdl.server.names import Held, Key, key
+from mdl.weights import Weights
 
 T = TypeVar("T")
 Hold = Callable[[Model], AbstractContextManager[Held]]
@@ -41,6 +42,7 @@ class Entry:
     engine: Engine
     model: Model
     profile: Profile = field(default_factory=Profile)
+    weights: Weights | None = None
     placement: Placement | None = None
     loaded: Loaded | None = None
     held: ExitStack = field(default_factory=ExitStack)
@@ -78,11 +80,19 @@ class Bounds:
 
 
 class Pool:
-    """`hold` tells what to load of a model and keeps it there."""
+    """`hold` tells what to load of a model and keeps it there. `unsaid` are settings that the profile of a
+    model may set, though they have a value."""
 
-    def __init__(self, hold: Hold, settings: EngineSettings, bounds: Bounds = Bounds()) -> None:
+    def __init__(
+        self,
+        hold: Hold,
+        settings: EngineSettings,
+        bounds: Bounds = Bounds(),
+        unsaid: Collection[str] = (),
+    ) -> None:
         self._hold = hold
         self._settings = settings
+        self._unsaid = unsaid
         self._bounds = bounds
         self._memory = bounds.memory
         self._entries: dict[Key, Entry] = {}
@@ -130,6 +140,11 @@ class Pool:
             await self._changed.wait()
         return True
 
+    def failure(self, model: Model) -> MdlError | None:
+        """Why it could not be loaded a moment ago, if so."""
+        moment, error = self._failed.get(key(model), (0.0, None))
+        return error if monotonic() - moment < FAILURE_SECONDS else None
+
     async def close(self) -> None:
         """Ends all engines, and with them what they are doing."""
         self._closed = True
@@ -140,7 +155,7 @@ class Pool:
     async def _entry(self, model: Model) -> Entry:
         at = key(model)
         while not self._closed:
-            self._refuse_to_loop(at)
+            self._refuse_to_loop(model)
             entry = self._entries.get(at)
             if entry is None:
                 return self._open(at, model)
@@ -149,9 +164,8 @@ class Pool:
             await self._changed.wait()
         raise Busy("the server is ending")
 
-    def _refuse_to_loop(self, at: Key) -> None:
-        moment, error = self._failed.get(at, (0.0, None))
-        if error is not None and monotonic() - moment < FAILURE_SECONDS:
+    def _refuse_to_loop(self, model: Model) -> None:
+        if (error := self.failure(model)) is not None:
             raise error.with_traceback(None)
 
     # Loading
@@ -167,9 +181,9 @@ class Pool:
     async def _load(self, at: Key, entry: Entry) -> None:
         try:
             held = await self._in_thread(lambda: entry.held.enter_context(self._hold(entry.model)))
-            entry.profile = held.profile
-            header = await self._in_thread(lambda: placement.read(held.parts))
-            settings = held.profile.engine_settings(self._settings)
+            entry.profile, entry.weights = held.profile, held.weights
+            header = await self._in_thread(lambda: placement.read(held.weights.files))
+            settings = held.profile.engine_settings(self._settings, self._unsaid)
             entry.placement = await self._placed(entry, header, settings)
             await self._in_thread(lambda: entry.engine.load(held.files, _settings(entry)))
             entry.loaded = await self._in_thread(entry.engine.ready)

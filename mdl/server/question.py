@@ -52,17 +52,18 @@ class Question:
                 return
             name = self.service.names.default(asked.model)
             async with while_connected(receive):
-                result = await self._result(name, asked)
+                result = await self._result(name, str(scope["path"]), asked)
                 answer = asked.answer(name, result)
                 if isinstance(answer, dict):
                     await Ascii(answer)(scope, receive, send)
                 else:
                     await _send_in_pieces(answer, send)
 
-    async def _result(self, name: str, asked: Asked) -> Any:
+    async def _result(self, name: str, path: str, asked: Asked) -> Any:
         model = await self.service.names.find(name)
         async with self.service.pool.borrow(model, asked.keep_alive) as lent:
-            return await result(lent.engine, *asked.question(lent.profile))
+            profile = await self.service.names.profile(name, path, lent)
+            return await result(lent.engine, *asked.question(profile))
 
 
 async def _send_in_pieces(pieces: Iterator[str], send: Send) -> None:

@@ -36,7 +36,7 @@ def serve(library: Library, options: ServeOptions, ready: Callable[[str], None])
     """
     names = Names(library, options.models)
     bounds = Bounds(options.memory, options.max_models, options.idle_seconds, options.limits.room_seconds)
-    pool = Pool(partial(files, library), options.engine, bounds)
+    pool = Pool(partial(files, library), options.engine, bounds, options.unsaid)
     service = Service(names, pool, Room(options.limits))
     with listen(options) as sock:
         server = Server(service, options, partial(ready, address(sock)))
