@@ -671,7 +671,12 @@ def context_params(cells: int, settings: EngineSettings, shared: bool = True, wh
     return params
 
 
+BF16 = 30  # of ggml.h; the package has no name for it
+
+
 def _cache_type(name: str | None) -> int:
+    if name == "bf16":
+        return BF16
     return int(getattr(C, f"GGML_TYPE_{(name or 'f16').upper()}"))
 
 
