@@ -4,6 +4,7 @@ Knows no file and no environment.
 A key is a field of `Settings`; to add one is to add a line there.
 """
 
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -72,6 +73,14 @@ def folder(value: Any, where: str) -> Path:
     if not path.is_absolute():
         raise UsageError(f"{where} cannot be {value!r:.200}", hint="a whole path, or one that begins with ~/")
     return path
+
+
+def folder_list(value: Any, where: str) -> tuple[Path, ...]:
+    """Folders from a list, or separated as in PATH."""
+    given = value.split(os.pathsep) if isinstance(value, str) else value
+    if not isinstance(given, list | tuple) or not all(isinstance(each, str | Path) for each in given):
+        raise UsageError(f"{where} cannot be {value!r:.200}", hint="a list of folders")
+    return tuple(folder(each, where) for each in given if str(each).strip())
 
 
 def flag(value: Any, where: str) -> bool:
@@ -203,6 +212,15 @@ class Settings:
         (), place_list, "list of hosts", "Where a short name is looked for first, and where it may come from."
     )
     aliases: Mapping[str, str] = _key(dict, name_table, "table of names", "Your own names of models.")
+    checkpoints: tuple[Path, ...] = _key(
+        (),
+        folder_list,
+        "list of folders",
+        "Where training runs keep their checkpoints; by default checkpoints in the folder for data.",
+    )
+    catalog_url: str = _key(
+        "", text, "address", "Where mdl catalog refresh gets the catalog: https://… or oci://…"
+    )
 
     offline: bool = _key(
         False, flag, "true or false", "Never use the network.", table="network", words=("true", "false")

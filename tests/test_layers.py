@@ -50,6 +50,8 @@ ALLOWED = {
     "chat": {"chat", "engine", "config", "ui", "profiles"},
     "server": {
         "catalog",
+        "documents",
+        "inspection",
         "layers",
         "weights",
         "placement",
@@ -88,6 +90,7 @@ ALLOWED = {
     "checkpoints": {"safetensors", "header"},
     "catalog": {"config", "estimate", "filename", "header", "parameters", "profiles", "reference"},
     "estimate": {"machine", "memory"},
+    "refreshing": {"reference", "remote", "settings", "transports"},
     "peft": {"safetensors", "header"},
     "inspection": {
         "layers",

@@ -156,6 +156,15 @@ def read(content: Mapping[str, Any], *, image: bool = False) -> Artifact:
     return Artifact(kind, files, archives, left_out)
 
 
+def titled(content: Mapping[str, Any], title: str) -> Layer:
+    """The layer of a manifest that has a title, or is the only one. Raises UnsupportedModel, IntegrityError."""
+    layers = [] if is_index(content) else _layers(content)
+    found = [layer for layer in layers if name_of(layer).removeprefix("./") == title] or layers
+    if len(found) != 1:
+        raise UnsupportedModel(f"an artifact of {len(layers)} layers, none of which is {title}")
+    return found[0]
+
+
 def kind_of(content: Mapping[str, Any]) -> str:
     """What people call what it says it is."""
     config = content.get("config")

@@ -1,0 +1,91 @@
+"""A newer copy of a file that ships with mdl: from an address, or from an artifact of a registry. Knows not
+what such files hold.
+"""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from mdl.errors import DiskError, IntegrityError, NotFound, UnsupportedModel, UsageError
+from mdl.reference import ONLY, Reference, show
+from mdl.remote import Client, Limits, Remote, Trust, is_among, refusal
+from mdl.transports import artifact
+from mdl.transports.registry import Registry, is_loopback
+
+if TYPE_CHECKING:
+    from mdl.settings import Settings
+
+_LIMITS = Limits(retries=3, backoff=0.5, longest_wait=30)  # somebody waits
+_HINT = "write https://host/file, or oci://host/path:tag"
+
+
+def fetch(address: str, settings: "Settings", title: str, most: int) -> bytes:
+    """What lies at an https address, or in the layer of an artifact that has this title or is the only one.
+
+    `most` is how many bytes it may have. Plain http is for this machine, and for hosts that the settings call
+    insecure. Raises UsageError for other addresses, NotFound, AuthError, NetworkError, IntegrityError.
+    """
+    if settings.offline:
+        raise NotFound(
+            f"{_named(address)} cannot be fetched: mdl is offline",
+            hint="leave out --offline, or unset HF_HUB_OFFLINE",
+        )
+    if address.startswith(("oci://", "docker://")):
+        return _from_registry(Reference.parse(address), settings, title, most)
+    if not _is_allowed(address, settings):
+        raise UsageError(f"{_named(address)} is no address to fetch from", _HINT)
+    answer = Client(_LIMITS, trust=_trust(settings)).get(Remote(address), most)
+    if answer.status != 200:
+        raise refusal(answer.status, answer.url)
+    return answer.body
+
+
+def keep(path: Path, data: bytes) -> None:
+    """Put a file in the place of what was there, in one step. Raises DiskError."""
+    beside = path.with_name(f"{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            with beside.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            beside.replace(path)
+        finally:
+            beside.unlink(missing_ok=True)
+    except OSError as error:
+        raise DiskError(f"{path} cannot be written: {error.strerror}", hint="check its permissions") from None
+
+
+def _from_registry(reference: Reference, settings: "Settings", title: str, most: int) -> bytes:
+    registry = Registry(reference, settings)
+    document = registry.document(reference.pin or reference.version or ONLY)
+    try:
+        layer = artifact.titled(document.content, title)
+    except (UnsupportedModel, IntegrityError) as failure:
+        raise artifact.within(reference, failure) from None
+    if layer.size > most:
+        raise IntegrityError(f"{title} of {reference} has more than {most:,} bytes", "is it the right one?")
+    return registry.blob(f"sha256:{layer.digest}", layer.size)
+
+
+def _is_allowed(address: str, settings: "Settings") -> bool:
+    try:
+        host = urlsplit(address).hostname
+        if address.startswith("https://"):
+            return bool(host)
+        return address.startswith("http://") and (
+            is_loopback(host or "") or is_among(address, settings.insecure)
+        )
+    except ValueError:
+        return False
+
+
+def _named(address: str) -> str:
+    """Without a query, which may hold a secret."""
+    return show(address.partition("?")[0], 200)
+
+
+def _trust(settings: "Settings") -> Trust:
+    return Trust(settings.ca, frozenset(settings.insecure))
