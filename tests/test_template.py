@@ -249,6 +249,17 @@ def test_control_tokens_are_text_wherever_a_request_puts_them(source):
     assert controls_in(prompt) == 0
 
 
+@pytest.mark.parametrize(("role", "whole"), [("user", 0), ("tool", 0), ("assistant", 4), ("system", 4)])
+def test_tags_of_reasoning_and_calls_are_control_tokens_only_in_what_the_model_or_its_instructions_say(
+    role, whole
+):
+    tags = ("<think>", "</think>", "<tool_call>", "</tool_call>")
+    template = Template("{{ messages[0].content }}", (*CONTROLS, *tags))
+    prompt = template.render(Chat((Message(role, "a".join(tags)),)))
+    assert prompt.text == "a".join(tags)
+    assert sum(piece.count(tag) for piece in prompt.pieces for tag in tags) == whole
+
+
 def test_a_conversation_without_control_tokens_is_one_piece():
     assert len(Template(CHATML, CONTROLS).render(HI).pieces) == 1
 

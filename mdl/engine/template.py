@@ -7,7 +7,7 @@ those.
 
 import json
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, NoReturn
 
@@ -62,10 +62,9 @@ class Template:
         self.source = source
         self._tokens = dict(tokens or {})
         tags = {*TAGS, *(tag for pair in REASONING_TAGS for tag in pair)}
-        texts = sorted(
-            (text for text in controls if len(text) > 1 and text not in tags), key=len, reverse=True
-        )
-        self._controls = re.compile("|".join(map(re.escape, texts))) if texts else None
+        texts = [text for text in controls if len(text) > 1]
+        self._controls = _any_of(texts)
+        self._others = _any_of(text for text in texts if text not in tags)
         self._compiled: _Program | None = None
 
     def render(self, chat: Chat) -> Prompt:
@@ -132,11 +131,15 @@ class Template:
 
     def _disarm(self, chat: Chat) -> tuple[Chat, str]:
         """The chat with the mark in what reads like a control token, and the mark; "" if nothing does."""
-        controls = self._controls
-        if controls is None:
+        if self._controls is None:
             return chat, ""
         mark = _unused(chat, self.source)
-        return _walk(chat, lambda text: controls.sub(lambda m: m[0][0] + mark + m[0][1:], text)), mark
+        others = _marking(self._others, mark)
+        foreign = _marking(self._controls, mark)
+        messages = tuple(
+            _walk(message, others if message.role in _SPEAK_IN_TAGS else foreign) for message in chat.messages
+        )
+        return replace(chat, messages=messages, tools=_walk(chat.tools, others)), mark
 
     def _write(self, messages: list[dict[str, Any]], chat: Chat) -> str:
         variables: dict[str, Any] = {
@@ -279,6 +282,22 @@ def _walk(value: Any, change: Callable[[str], str]) -> Any:
     if isinstance(value, Message | ToolCall):
         return type(value)(*(_walk(getattr(value, name), change) for name in value.__slots__))
     return value
+
+
+# Templates look for the tags of reasoning and of calls in what a model said, and instructions may explain them.
+# In what others say, users and tools, they are text like any other control token.
+_SPEAK_IN_TAGS = ("system", "developer", "assistant")
+
+
+def _any_of(texts: Iterable[str]) -> "re.Pattern[str] | None":
+    longest_first = sorted(texts, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
+
+
+def _marking(pattern: "re.Pattern[str] | None", mark: str) -> Callable[[str], str]:
+    if pattern is None:
+        return lambda text: text
+    return lambda text: pattern.sub(lambda found: found[0][0] + mark + found[0][1:], text)
 
 
 def _shown(tool: Mapping[str, Any]) -> dict[str, Any]:
