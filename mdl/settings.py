@@ -135,8 +135,13 @@ def host_list(value: Any, where: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(_place(each, where, False) for each in listed(value, where)))
 
 
+def any_host_list(value: Any, where: str) -> tuple[str, ...]:
+    """The same, or * for any."""
+    return ("*",) if value in ("*", ["*"], ("*",)) else host_list(value, where)
+
+
 def place_list(value: Any, where: str) -> tuple[str, ...]:
-    """The same, where each may be followed by a path that leads to models: quay.io/ai-lab/models."""
+    """Hosts, each of which may be followed by a path that leads to models: quay.io/ai-lab/models."""
     return tuple(dict.fromkeys(_place(each, where, True) for each in listed(value, where)))
 
 
@@ -266,6 +271,14 @@ class Settings:
         address,
         "address",
         "The server that mdl ps and mdl stop ask.",
+        table="server",
+    )
+    download_hosts: tuple[str, ...] = _key(
+        (),
+        any_host_list,
+        "list of hosts",
+        "From where clients of mdl serve may have models fetched; * is anywhere. By default huggingface.co, "
+        "registry.ollama.ai and the hosts of `hosts`.",
         table="server",
     )
 
