@@ -1,15 +1,16 @@
 """What the user has chosen: defaults < config.toml < MDL_* < flags. Nothing else reads the environment."""
 
 import os
-import stat
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+import shlex
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from mdl.errors import DiskError, UsageError
-from mdl.settings import KEYS, Pull, Settings, flag, parse
+from mdl import configfile
+from mdl.errors import DiskError, MdlError, UsageError
+from mdl.settings import KEYS, Key, Pull, Settings, flag, parse
 
 __all__ = [
     "Pull",
@@ -23,23 +24,66 @@ __all__ = [
     "with_flags",
 ]
 
-CONFIG_VERSION = 1
+
+class Value(NamedTuple):
+    """What is in force, and what says so: default, config.toml, or a variable of the environment."""
+
+    value: Any
+    source: str
 
 
 def load(environment: Mapping[str, str] | None = None) -> Settings:
-    """The settings that are in force before flags. Raises UsageError for values that cannot be."""
+    """The settings that are in force before flags. Raises UsageError for values that cannot be, with line and
+    column of those in config.toml; DiskError."""
     environment = os.environ if environment is None else environment
-    values = _from_file(config_path(environment))
-    if environment.get("MDL_HOME") or "home" not in values:
-        values["home"] = _folder(environment, "MDL_HOME", "user_cache_path")
-    for key in KEYS.values():
-        if key.name != "home" and (text := environment.get(key.variable)):
-            values[key.name] = key.parse(text, key.variable)
-    if flag(environment.get("HF_HUB_OFFLINE", ""), "HF_HUB_OFFLINE"):
-        values.setdefault("offline", True)
-    if endpoint := environment.get("HF_ENDPOINT"):
-        values.setdefault("hf_endpoint", endpoint.rstrip("/"))
-    return Settings(**values)
+    return _settings(environment, configfile.read(config_path(environment)))
+
+
+def load_usable(environment: Mapping[str, str] | None = None) -> tuple[Settings, MdlError | None]:
+    """The settings, and what is wrong with config.toml, if anything is: then they are those without it, and
+    offline, for it may have said so. Raises UsageError for what the environment says."""
+    environment = os.environ if environment is None else environment
+    try:
+        file = configfile.read(config_path(environment))
+    except MdlError as broken:
+        return replace(_settings(environment, {}), offline=True), broken
+    return _settings(environment, file), None
+
+
+def values(environment: Mapping[str, str] | None = None, *, broken: bool = False) -> dict[str, Value]:
+    """What is in force of each key, by its name; with `broken` as if there were no config.toml."""
+    environment = os.environ if environment is None else environment
+    file = {} if broken else configfile.read(config_path(environment))
+    return _values(environment, file)
+
+
+def _settings(environment: Mapping[str, str], file: Mapping[str, Any]) -> Settings:
+    return Settings(**{name: found.value for name, found in _values(environment, file).items()})
+
+
+def _values(environment: Mapping[str, str], file: Mapping[str, Any]) -> dict[str, Value]:
+    """A variable of mdl's goes before the file, the file before a variable of another tool."""
+    found = {}
+    for name, key in KEYS.items():
+        if given := environment.get(key.variable):
+            value = str(Path(given).expanduser().absolute()) if name == "home" else given
+            found[name] = Value(key.parse(value, key.variable), key.variable)
+        elif name in file:
+            found[name] = Value(file[name], "config.toml")
+        else:
+            found[name] = _elsewhere(environment, key)
+    return found
+
+
+def _elsewhere(environment: Mapping[str, str], key: Key) -> Value:
+    """What a variable of Hugging Face's says, or the default."""
+    if key.name == "offline" and flag(environment.get("HF_HUB_OFFLINE", ""), "HF_HUB_OFFLINE"):
+        return Value(True, "HF_HUB_OFFLINE")
+    if key.name == "hf_endpoint" and (endpoint := environment.get("HF_ENDPOINT")):
+        return Value(endpoint.rstrip("/"), "HF_ENDPOINT")
+    if key.name == "home":
+        return Value(_folder(environment, key.variable, "user_cache_path"), "default")
+    return Value(key.default, "default")
 
 
 def config_path(environment: Mapping[str, str] | None = None) -> Path:
@@ -89,42 +133,26 @@ def with_flags(settings: Settings, **flags: Any) -> Settings:
 
 
 def save_alias(name: str, model: str | None) -> None:
-    """Give a model a name of the user's in config.toml, or with None take that name away. All else in the
-    file stays as it was written. Raises UsageError where the file is broken, DiskError."""
-    import tomlkit
-
-    path = config_path()
-    with _rewriting(path) as text:
-        document = tomlkit.parse(_read(path) or f"version = {CONFIG_VERSION}\n")
-        names = document.setdefault("aliases", tomlkit.table())
-        if model is None:
-            names.pop(name, None)
-        else:
-            names[name] = model
-        text.append(tomlkit.dumps(document))
+    """Give a model a name of the user's in config.toml, or with None take it away. Raises as `save` does."""
+    save("aliases", model, name)
 
 
-@contextmanager
-def _rewriting(path: Path) -> Iterator[list[str]]:
-    """The text that is put into the list takes the file's place, in one step; one process at a time."""
-    import portalocker
+def save(key: str, value: Any, name: str = "") -> None:
+    """Set a key in config.toml to a value that TOML has, or with None take it out of there; of a table the
+    entry `name`. All else in the file stays as it was written. Raises UsageError where the file is or would
+    be broken, DiskError."""
+    configfile.change(config_path(), lambda text: configfile.with_value(text, KEYS[key], value, name))
 
-    _from_file(path)  # what is broken is told, not overwritten
-    text: list[str] = []
+
+def editor(environment: Mapping[str, str] | None = None) -> list[str]:
+    """The command that opens a file for a person to edit. Raises UsageError where it cannot be read."""
+    environment = os.environ if environment is None else environment
+    given = environment.get("VISUAL") or environment.get("EDITOR") or ("notepad" if os.name == "nt" else "vi")
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with portalocker.Lock(path.with_name(f"{path.name}.lock"), "a", timeout=10):
-            yield text
-            beside = path.with_name(f"{path.name}.{os.getpid()}")
-            with beside.open("w", encoding="utf-8") as file:
-                file.write("".join(text))
-                file.flush()
-                os.fsync(file.fileno())
-            if path.exists():
-                beside.chmod(stat.S_IMODE(path.stat().st_mode))
-            beside.replace(path.resolve())
-    except (OSError, portalocker.LockException) as error:
-        raise DiskError(f"{path} cannot be written: {error}", hint="check its permissions") from None
+        words = shlex.split(given)
+    except ValueError as error:
+        raise UsageError(f"VISUAL or EDITOR cannot be {given!r}: {error}", hint="a command") from None
+    return words or ["vi"]
 
 
 def _folder(environment: Mapping[str, str], variable: str, kind: str) -> Path:
@@ -139,32 +167,3 @@ def _folder(environment: Mapping[str, str], variable: str, kind: str) -> Path:
     if not folder.is_absolute():
         raise DiskError("there is no home folder", hint=f"set {variable}")
     return folder
-
-
-def _from_file(path: Path) -> dict[str, Any]:
-    text = _read(path)
-    if not text:
-        return {}
-    import tomllib
-
-    try:
-        document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"{path} is not valid TOML: {error}", hint="mend it, or move it away") from None
-    version = document.pop("version", CONFIG_VERSION)
-    if version != CONFIG_VERSION:
-        raise UsageError(
-            f"{path} has version {version!r}, this mdl knows {CONFIG_VERSION}", hint="update mdl"
-        )
-    return {name: parse(name, value, f"{name} in {path}") for name, value in document.items()}
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return ""
-    except (OSError, UnicodeDecodeError) as error:
-        raise DiskError(
-            f"{path} cannot be read: {error}", hint="check its permissions and encoding"
-        ) from None

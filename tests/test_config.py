@@ -58,7 +58,7 @@ def test_what_hugging_face_s_own_tools_read_is_honoured(tmp_path: Path) -> None:
         "aliases = 1",
         "aliases = {a = 1}",
         "aliases = {a = ''}",
-        "version = 2",
+        "version = 3",
         "[",
         "\x00",
     ],
