@@ -23,6 +23,7 @@ from mdl.library import Library
 from mdl.server import app
 from mdl.server.body import Room
 from mdl.server.guard import OPEN_PATHS
+from mdl.server.jobs import Jobs
 from mdl.server.names import Names, files
 from mdl.server.options import Limits, ServeOptions
 from mdl.server.pool import Pool
@@ -198,8 +199,10 @@ def routes(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, str]]:
     library = Library(Settings(tmp_path_factory.mktemp("home")))
     options = ServeOptions(api_key="secret")
     pool = Pool(lambda model: files(library, model), EngineSettings())
-    found = app(Service(Names(library, ()), pool, Room(Limits())), options).routes
-    paths = [route.path.replace("{name:path}", "demo") for route in found]  # type: ignore[attr-defined]
+    jobs = Jobs(library, Limits())
+    found = app(Service(Names(library, ()), pool, Room(Limits()), library, jobs), options).routes
+    named: list[str] = [route.path for route in found]  # type: ignore[attr-defined]
+    paths = [path.replace("{name:path}", "demo").replace("{job}", "none") for path in named]
     assert CHAT in paths
     assert not [path for path in paths if "{" in path]
     return [

@@ -12,7 +12,7 @@ from starlette.types import Receive, Scope, Send
 
 from mdl import __version__
 from mdl.errors import MdlError
-from mdl.server import chat, completions, embeddings, failure, openai, tokens
+from mdl.server import chat, completions, embeddings, failure, models, tokens
 from mdl.server.engines import Engines, Stop
 from mdl.server.failure import Ascii
 from mdl.server.generation import Generation
@@ -35,8 +35,7 @@ def app(service: Service, options: ServeOptions) -> Starlette:
             Route("/metrics", Page(service.metrics, service), methods=["GET"]),
             Route("/mdl/engines", Engines(service), methods=["GET"]),
             Route("/mdl/engines/stop", Stop(service), methods=["POST"]),
-            Route("/v1/models", Models(service), methods=["GET"]),
-            Route("/v1/models/{name:path}", OneModel(service), methods=["GET"]),
+            *models.routes(service, options),
             Route("/v1/chat/completions", Generation(service, chat.asked), methods=["POST"]),
             Route("/v1/completions", Generation(service, completions.asked), methods=["POST"]),
             Route("/v1/embeddings", Question(service, embeddings.embeddings), methods=["POST"]),
@@ -73,23 +72,3 @@ class Ready:
         ready = self.service.ready
         response = Ascii({"status": "ready" if ready else "loading"}, 200 if ready else 503)
         await response(scope, receive, send)
-
-
-@dataclass(frozen=True, slots=True)
-class Models:
-    service: Service
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        models = await self.service.names.all()
-        data = [openai.listed(name, model) for name, model in models.items()]
-        await Ascii({"object": "list", "data": data})(scope, receive, send)
-
-
-@dataclass(frozen=True, slots=True)
-class OneModel:
-    service: Service
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        name = scope["path_params"]["name"]
-        model = await self.service.names.find(name)
-        await Ascii(openai.listed(name, model))(scope, receive, send)

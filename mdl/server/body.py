@@ -71,8 +71,8 @@ class Place:
         self.room.size += amount
 
 
-async def read(request: Request, place: Place) -> dict[str, Any]:
-    """The JSON object that the client sent."""
+async def read(request: Request, place: Place, empty: bool = False) -> dict[str, Any]:
+    """The JSON object that the client sent; where it may be `empty`, nothing at all is one without fields."""
     limits = place.room.limits
     if int(request.headers.get("content-length", 0)) > limits.body:  # h11 has checked that it is a number
         raise too_large(limits)
@@ -84,7 +84,7 @@ async def read(request: Request, place: Place) -> dict[str, Any]:
                 data += chunk
     except TimeoutError:
         raise Refused(f"the body took more than {limits.body_seconds:g} seconds", status=408) from None
-    return parse(data)
+    return {} if empty and not data else parse(data)
 
 
 def too_large(limits: Limits) -> Refused:

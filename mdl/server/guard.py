@@ -20,6 +20,7 @@ from mdl.server.failure import Refused
 from mdl.server.metrics import Metrics
 from mdl.server.options import ServeOptions
 
+_FORWARDED = {b"forwarded", b"x-forwarded-for", b"x-real-ip", b"via"}
 OPEN_PATHS = ("/healthz",)  # for those who watch whether it lives, and have no key
 
 log = logging.getLogger("mdl.server")
@@ -60,6 +61,16 @@ class Guard:
         return name.lower().rstrip(".") in self._names or _is_address(name)
 
 
+def is_trusted(scope: Scope, options: ServeOptions) -> bool:
+    """Whether a request may change what is on this machine: it came with the key, or from this machine and
+    not through a proxy, which could be anybody."""
+    if options.api_key:
+        return True
+    passed_on = _FORWARDED & {name for name, _ in scope["headers"]}
+    client = (scope["client"] or ("",))[0].partition("%")[0]
+    return not passed_on and _is_address(client) and ip_address(client).is_loopback
+
+
 class Journal:
     """A line in the log for each request, and an answer for those that the server's end leaves without."""
 
@@ -95,7 +106,11 @@ def _route(scope: Scope) -> str:
     path = str(scope["path"])
     if "endpoint" not in scope:
         return "none"
-    return "/v1/models/{name}" if scope["path_params"] else path
+    if not scope["path_params"]:
+        return path
+    name, value = next(iter(scope["path_params"].items()))
+    *head, rest = path.split("/", 3)  # "", "v1", "models", and what begins with the value
+    return "/".join([*head, f"{{{name}}}"]) + rest[len(value) :]
 
 
 def _write(scope: Scope, status: int, seconds: float) -> None:

@@ -17,9 +17,11 @@ from mdl.server.schemas import Schema
 _ERRORS = {
     "400": "The request is wrong; `param` names the field.",
     "401": "The API key is missing or wrong.",
-    "403": "Asked by a name that this server does not have, or by the page of another site.",
+    "403": "Asked by a name that this server does not have, by the page of another site, or for what only "
+    "some may have done.",
     "404": "There is no such model on this machine.",
     "408": "The body took too long.",
+    "409": "The model is in use.",
     "413": "The body is too large.",
     "422": "The model cannot do this.",
     "500": "The model could not be loaded, or died over this request.",
@@ -27,7 +29,9 @@ _ERRORS = {
 }
 _ALWAYS = ("401", "403")
 _OF_MODELS = (*_ALWAYS, "400", "404")
-_OF_ANSWERS = tuple(_ERRORS)
+_OF_ANSWERS = tuple(status for status in _ERRORS if status != "409")
+_OF_JOBS = (*_ALWAYS, "404")
+_OF_BODIES = ("400", "408", "413", "503")
 
 
 def _answer(schema: Schema, media: str = "application/json") -> dict[str, Any]:
@@ -68,10 +72,54 @@ def _ready() -> dict[str, Any]:
     return found
 
 
-def _model() -> dict[str, Any]:
-    found = _get("model", "A model that can be asked.", schemas.ref("Model"), _OF_MODELS)
-    name = {"name": "name", "in": "path", "required": True, "schema": schemas.text(minLength=1)}
-    return {**found, "parameters": [name]}
+def _of(parameter: str, *operations: dict[str, Any]) -> dict[str, Any]:
+    """What a path with a parameter takes."""
+    found: dict[str, Any] = {
+        "parameters": [
+            {"name": parameter, "in": "path", "required": True, "schema": schemas.text(minLength=1)}
+        ]
+    }
+    for operation in operations:
+        found |= operation
+    return found
+
+
+def _delete(name: str, about: str, answer: str, errors: tuple[str, ...]) -> dict[str, Any]:
+    return {"delete": _operation(name, about, _answer(schemas.ref(answer)), errors)}
+
+
+def _acts(name: str, about: str, answer: str, errors: tuple[str, ...], request: str = "") -> dict[str, Any]:
+    """A POST that may come without a body, or can have none that matters."""
+    operation = _operation(name, about, _answer(schemas.ref(answer)), errors)
+    if request:
+        content = {"application/json": {"schema": schemas.ref(request)}}
+        operation["requestBody"] = {"required": False, "content": content}
+    return {"post": operation}
+
+
+def _begins(name: str, about: str, request: str, needed: bool) -> dict[str, Any]:
+    """A POST that begins a download."""
+    errors = (*_OF_MODELS, *_OF_BODIES, "422")
+    begun = _acts(name, about, "Job", errors, request)["post"]
+    begun["requestBody"]["required"] = needed
+    begun["responses"] = {"202": begun["responses"].pop("200"), **begun["responses"]}
+    return {"post": begun}
+
+
+def _watched() -> dict[str, Any]:
+    events = _answer(schemas.job_events(), "text/event-stream")
+    operation = _operation("jobEvents", "A download while it runs, and its end.", events, _OF_JOBS)
+    operation["responses"]["204"] = {"description": "The end was heard already (`Last-Event-ID`)."}
+    return {"get": operation}
+
+
+_FETCH = "Begins a download of `source_url` or `model`, as `mdl download` takes them, or joins one."
+_CANCEL = "Ends a download. What has arrived stays, and the next one goes on from there."
+
+
+def _models(more: str) -> dict[str, Any]:
+    listed = _get(f"models{more}", "The models that can be asked.", schemas.ref("Models"))
+    return {**listed, **_begins(f"fetch{more}", _FETCH, "FetchRequest", needed=True)}
 
 
 PATHS = {
@@ -82,8 +130,48 @@ PATHS = {
     "/metrics": _page("metrics", "Figures for Prometheus."),
     "/mdl/engines": _get("engines", "The models that are loaded.", schemas.ref("Engines")),
     "/mdl/engines/stop": _post("stop", "Lets go of a model, after its answers.", "StopRequest", "Stopped"),
-    "/v1/models": _get("models", "The models that can be asked.", schemas.ref("Models")),
-    "/v1/models/{name}": _model(),
+    "/v1/models": _models(""),
+    "/models": _models("Alias"),
+    "/v1/models/{name}": _of(
+        "name",
+        _get("model", "A model that can be asked.", schemas.ref("Model"), _OF_MODELS),
+        _delete("delete", "Removes a version of a model, as `mdl rm` does.", "Deleted", (*_OF_MODELS, "409")),
+    ),
+    "/v1/models/{name}/state": _of(
+        "name", _get("state", "Whether it is here, and loaded.", schemas.ref("ModelState"), _OF_MODELS)
+    ),
+    "/v1/models/{name}/metadata": _of(
+        "name",
+        _get(
+            "metadata", "Its files, and what its header says.", schemas.ref("Metadata"), (*_OF_MODELS, "422")
+        ),
+    ),
+    "/v1/models/{name}/download": _of(
+        "name",
+        _get("lastDownload", "The last download of it.", schemas.ref("Job"), _OF_MODELS),
+        _begins("download", "Begins a download of it, or joins one.", "DownloadRequest", needed=False),
+    ),
+    "/v1/models/{name}/start": _of(
+        "name", _acts("start", "Loads a model.", "ModelState", _OF_ANSWERS, "StartRequest")
+    ),
+    "/v1/models/{name}/stop": _of(
+        "name",
+        _acts(
+            "stopModel",
+            "Lets go of a model, if it is loaded.",
+            "ModelState",
+            (*_OF_MODELS, *_OF_BODIES),
+            "HaltRequest",
+        ),
+    ),
+    "/v1/jobs": _get("jobs", "The downloads that clients have asked for.", schemas.ref("Jobs")),
+    "/v1/jobs/{job}": _of(
+        "job",
+        _get("job", "A download.", schemas.ref("Job"), _OF_JOBS),
+        _delete("cancel", _CANCEL, "Job", _OF_JOBS),
+    ),
+    "/v1/jobs/{job}/cancel": _of("job", _acts("cancelAlias", _CANCEL, "Job", _OF_JOBS)),
+    "/v1/jobs/{job}/events": _of("job", _watched()),
     "/v1/chat/completions": _post(
         "chat", "Answers a conversation.", "ChatRequest", "ChatCompletion", "ChatChunk"
     ),

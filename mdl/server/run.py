@@ -17,6 +17,7 @@ from mdl.errors import Busy, DiskError, MdlError, UsageError
 from mdl.library import Library
 from mdl.server import app
 from mdl.server.body import Room
+from mdl.server.jobs import Jobs
 from mdl.server.names import Names, files
 from mdl.server.options import Limits, ServeOptions
 from mdl.server.pool import Bounds, Pool
@@ -37,7 +38,8 @@ def serve(library: Library, options: ServeOptions, ready: Callable[[str], None])
     names = Names(library, options.models)
     bounds = Bounds(options.memory, options.max_models, options.idle_seconds, options.limits.room_seconds)
     pool = Pool(partial(files, library), options.engine, bounds, options.unsaid)
-    service = Service(names, pool, Room(options.limits))
+    jobs = Jobs(library, options.limits)
+    service = Service(names, pool, Room(options.limits), library, jobs)
     with listen(options) as sock:
         server = Server(service, options, partial(ready, address(sock)))
         server.run(sockets=[sock])
@@ -63,7 +65,9 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         if self._loading is not None:
             self._loading.cancel()
+        jobs = asyncio.create_task(self._service.jobs.close())  # those who watch one wait for its end
         await super().shutdown(sockets)
+        await jobs
         await self._service.pool.close()
 
     async def _load(self) -> None:

@@ -321,6 +321,9 @@ def _rerank() -> Schema:
     )
 
 
+_SOURCE = text(
+    "A reference, as `mdl download` takes it: an address, or host/org/name:version. No path.", minLength=1
+)
 REQUESTS = {
     "ChatRequest": _chat(),
     "Message": _MESSAGE,
@@ -329,6 +332,10 @@ REQUESTS = {
     "RerankRequest": _rerank(),
     "TokenizeRequest": _tokenize(),
     "DetokenizeRequest": _detokenize(),
+    "FetchRequest": any_of(asked({"source_url": _SOURCE}, model=_SOURCE), asked({"model": _SOURCE})),
+    "DownloadRequest": asked({}),
+    "StartRequest": asked({}, keep_alive=KEEP_ALIVE),
+    "HaltRequest": asked({}, force=flag("Does not wait for the answers that it is giving.")),
     "StopRequest": asked({"model": MODEL}, force=flag("Does not wait for the answers that it is giving.")),
 }
 
@@ -409,6 +416,13 @@ def events(name: str) -> Schema:
     return told({"data": any_of(one_of(["[DONE]"]), data)}, event=one_of(["message"]))
 
 
+def job_events() -> Schema:
+    """Each event of a download that is watched."""
+    data = text(contentMediaType="application/json", contentSchema=ref("Job"))
+    names = one_of(["progress", "done", "error", "cancelled"])
+    return told({"data": data, "event": names}, id=text("Of the last one."))
+
+
 _CALL_PIECE = told(
     {"index": _COUNT, "function": told({"arguments": text()}, name=text())},
     id=text("In the first piece of a call, like the name."),
@@ -421,7 +435,55 @@ _DELTA = told(
     reasoning_content=text(),
     tool_calls=array(_CALL_PIECE),
 )
-_MODEL = told({"id": text(), "object": one_of(["model"]), "created": {"type": "integer"}, "owned_by": text()})
+_STATE = one_of(["not-downloaded", "downloading", "ready", "starting", "running", "stopping", "error"])
+_CAPABILITIES = array(
+    one_of(["completion", "chat", "tools", "thinking", "infill", "embedding", "rerank"]),
+    about="What it was made for, as its header tells.",
+)
+_MODEL = told(
+    {
+        "id": text(),
+        "object": one_of(["model"]),
+        "created": {"type": "integer"},
+        "owned_by": text(),
+        "reference": text("Its full name."),
+        "version": text(),
+        "state": _STATE,
+        "loaded": flag(),
+        "size": _COUNT,
+        "format": nullable(text()),
+        "quantization": nullable(text()),
+        "architecture": nullable(text()),
+        "parameters": nullable(_COUNT),
+        "context_length": nullable(_COUNT),
+        "capabilities": _CAPABILITIES,
+    }
+)
+_CAUSE = nullable(
+    told(
+        {
+            "code": integer(0, about="The exit code of the command."),
+            "message": text(),
+            "hint": nullable(text()),
+        }
+    )
+)
+_JOB = told(
+    {
+        "id": text(),
+        "object": one_of(["job"]),
+        "model": text("The name of what is fetched; at the end with its version."),
+        "state": one_of(["queued", "downloading", "cancelling", "done", "cancelled", "error"]),
+        "bytes": integer(0, about="Of the model that are here."),
+        "total": nullable(_COUNT),
+        "speed": nullable(integer(0, about="Bytes a second.")),
+        "eta": nullable({"type": "number", "minimum": 0, "description": "Seconds that it still takes."}),
+        "error": _CAUSE,
+        "note": nullable(text()),
+        "created": _COUNT,
+        "ended": nullable(_COUNT),
+    }
+)
 _ERROR = told(
     {
         "error": told(
@@ -454,6 +516,30 @@ _ENGINE = told(
             text("When it goes if nobody asks for it; null where that is not known, or never.")
         ),
         "note": nullable(text()),
+    }
+)
+
+_FILE = told({"name": text(), "size": nullable(_COUNT), "sha256": nullable(text()), "role": text()})
+_REVISION = told({"kind": nullable(text()), "name": nullable(text()), "commit": nullable(text())})
+_METADATA = told(
+    {
+        "id": text(),
+        "object": one_of(["model.metadata"]),
+        "reference": text(),
+        **dict.fromkeys(
+            ("host", "format", "quantization", "architecture", "license", "problem"), nullable(text())
+        ),
+        **dict.fromkeys(("path", "name", "version", "kind", "modified"), text()),
+        "parameters": nullable(_COUNT),
+        "context_length": nullable(_COUNT),
+        "size": _COUNT,
+        "revision": _REVISION,
+        "partial": flag(),
+        "files": array(_FILE),
+        "capabilities": _CAPABILITIES,
+        "header": nullable(
+            {"type": "object", "description": "The keys; of a long array its type and length."}
+        ),
     }
 )
 
@@ -491,6 +577,20 @@ ANSWERS = {
     "Text": told({"content": text()}),
     "Model": _MODEL,
     "Models": told({"object": one_of(["list"]), "data": array(ref("Model"))}),
+    "Deleted": told({"id": text(), "object": one_of(["model"]), "deleted": one_of([True]), "freed": _COUNT}),
+    "ModelState": told(
+        {
+            "id": text(),
+            "object": one_of(["model.state"]),
+            "state": _STATE,
+            "error": _CAUSE,
+            "job": nullable(ref("Job")),
+            "engine": nullable(_ENGINE),
+        }
+    ),
+    "Metadata": _METADATA,
+    "Job": _JOB,
+    "Jobs": told({"object": one_of(["list"]), "data": array(ref("Job"))}),
     "Engines": told({"schema": one_of([1]), "engines": array(_ENGINE)}),
     "Stopped": told({"schema": one_of([1]), "stopped": text()}),
     "Status": told({"status": text()}),

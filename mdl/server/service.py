@@ -3,7 +3,9 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from mdl.library import Library
 from mdl.server.body import Room
+from mdl.server.jobs import Jobs
 from mdl.server.metrics import Metrics
 from mdl.server.names import Names
 from mdl.server.pool import Pool
@@ -16,6 +18,8 @@ class Service:
     names: Names
     pool: Pool
     room: Room
+    library: Library
+    jobs: Jobs
     ready: bool = False
     metrics: Metrics = field(default_factory=Metrics)
 

@@ -16,12 +16,12 @@ from mdl.engine.request import Chat, Completion, Delta, Usage
 from mdl.errors import Busy, MdlError
 from mdl.server.options import Limits
 
-_HEADERS = [
+SSE = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),  # nginx would keep the pieces until it has many
 ]
-_SILENCE = ": still at it\n\n"  # a comment, which readers of event streams skip
+SILENCE = ": still at it\n\n"  # a comment, which readers of event streams skip
 
 Bunch = list[tuple[int, Delta]]
 
@@ -176,7 +176,7 @@ class Events:
                 return
             self._ended = not more
             if not self._begun:
-                await self._sink({"type": "http.response.start", "status": 200, "headers": _HEADERS})
+                await self._sink({"type": "http.response.start", "status": 200, "headers": SSE})
                 self._begun = True
             self._sent = self._time()
             await self._sink({"type": "http.response.body", "body": body.encode("ascii"), "more_body": more})
@@ -186,5 +186,5 @@ class Events:
         while True:
             await asyncio.sleep(pause)
             if not self._begun or self._time() - self._sent >= self._limits.silence_seconds:
-                await self._send(_SILENCE)
+                await self._send(SILENCE)
             pause = self._sent + self._limits.silence_seconds - self._time()
