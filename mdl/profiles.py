@@ -47,6 +47,7 @@ class Profile:
         return replace(
             chat,
             messages=self._begun(chat.messages),
+            template=chat.template or self.template or "",
             sampling=replace(chat.sampling, **sampling),
         )
 

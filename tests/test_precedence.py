@@ -16,7 +16,7 @@ from serving import DEMO, FRANCE, Server, text
 from mdl import layers, parameters
 from mdl.engine import Engine
 from mdl.engine.request import CACHE_TYPES, Chat, EngineFiles, EngineSettings, Message, Sampling
-from mdl.errors import UsageError
+from mdl.errors import UnsupportedModel, UsageError
 from mdl.library import Library
 from mdl.profiles import Profile
 
@@ -199,3 +199,17 @@ def test_an_environment_that_cannot_be_is_an_error_that_names_the_variable() -> 
     failed = mdl("chat", "demo", "Hello", MDL_TEMPERATURE="warm")
     assert failed.returncode == 2
     assert failed.stderr.startswith("mdl: MDL_TEMPERATURE: temperature cannot be 'warm'\n")
+
+
+def test_a_profile_can_bring_a_chat_template_of_its_own_for_some_requests_alone() -> None:
+    loud = Profile(template="{{ messages[0].content | replace('France', 'Japan') }}\n<|im_start|>assistant")
+    with Engine() as engine:
+        engine.load(EngineFiles(DEMO), EngineSettings(context=256, parallel=1))
+        assert "France" in engine.render(QUESTION)
+        assert engine.render(loud.chat(QUESTION, {})) == (
+            "What is the capital of Japan?\n<|im_start|>assistant"
+        )
+        assert "France" in engine.render(Profile().chat(QUESTION, {}))
+        with pytest.raises(UnsupportedModel):
+            engine.render(Profile(template="{% if %}").chat(QUESTION, {}))
+        assert "France" in engine.render(QUESTION)

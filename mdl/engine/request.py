@@ -155,7 +155,8 @@ class Chat:
     `thinking` None leaves it to the model's template; so does an `effort` of "", and templates that know no
     efforts take any other for thinking or not. `continues`: the last message is the beginning of the
     answer, which goes on from there. `must_call` holds the answer to calls of `tools`, `only` to those of
-    that name, and without `parallel_calls` there is at most one.
+    that name, and without `parallel_calls` there is at most one. `template` is Jinja to write the prompt with;
+    "": the one that was loaded.
     """
 
     messages: tuple[Message, ...]
@@ -168,6 +169,7 @@ class Chat:
     only: str = ""
     parallel_calls: bool = True
     effort: str = ""
+    template: str = ""
 
 
 @dataclass(frozen=True, slots=True)

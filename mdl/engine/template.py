@@ -284,8 +284,8 @@ def _walk(value: Any, change: Callable[[str], str]) -> Any:
     return value
 
 
-# Templates look for the tags of reasoning and of calls in what a model said, and instructions may explain them.
-# In what others say, users and tools, they are text like any other control token.
+# Templates look for the tags of reasoning and of calls in what a model said, and instructions may explain
+# them. In what others say, users and tools, they are text like any other control token.
 _SPEAK_IN_TAGS = ("system", "developer", "assistant")
 
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from queue import SimpleQueue
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 
 from mdl.engine import wire
 from mdl.engine.answer import Answer
@@ -33,7 +33,7 @@ from mdl.engine.template import (
     begun,
     import_jinja,
 )
-from mdl.engine.tools import TAGS, Calls, check, form_of, grammar, open_grammar
+from mdl.engine.tools import TAGS, Calls, Form, check, form_of, grammar, open_grammar
 from mdl.errors import EngineError, MdlError, TooLong, UnsupportedModel, UsageError
 
 TEMPLATE_SECONDS = 3.0
@@ -41,6 +41,7 @@ TEMPLATE_MEMORY = 1 << 30
 # Nobody reads faster, and a message for each token would cost a tiny model a tenth of its speed.
 FLUSH_SECONDS = 0.008
 READING = 0.1  # of the time of a step, for prompts that arrive before the next one
+MOST_TEMPLATES = 8  # that requests brought, kept compiled
 BUG = 70  # exit code; 1 is what the watchdog of templates ends with
 
 
@@ -83,6 +84,13 @@ class _Unprepared(Exception):
         self.format = format
 
 
+class Writing(NamedTuple):
+    """How prompts are written, and calls in what comes back, if any."""
+
+    template: Template
+    calls: Form | None
+
+
 class Worker:
     """The requests that one model answers."""
 
@@ -91,10 +99,10 @@ class Worker:
         self.runner = runner
         self.context: int = runner.context
         source = template if template is not None else runner.template
-        self.template = Template(source or CHATML, runner.controls, runner.named)
+        self.own = self.writing(source or CHATML)
+        self.writings: dict[str, Writing] = {}
         # A model without a template may not know the end of a turn in ChatML as a token: then it is text.
         self.stop = () if source or CHATML_END in runner.controls else (CHATML_END,)
-        self.calls = form_of(self.template.source)
         runner.show((*TAGS, *(tag for pair in REASONING_TAGS for tag in pair)))
         cache = Shared(runner.slots, runner.cells, runner.whole) if runner.shared else Own(runner.slots)
         self.scheduler: Scheduler[Sequence] = Scheduler(settings.parallel, runner.batch, cache)
@@ -179,15 +187,29 @@ class Worker:
                 form = self.form(chat)
             self.start(request, tokens, self.answer(chat, prompt), chat.sampling, format=form)
 
+    def writing(self, source: str) -> Writing:
+        return Writing(Template(source, self.runner.controls, self.runner.named), form_of(source))
+
+    def of(self, chat: Chat) -> Writing:
+        """The model's own, or that of the template that the request brings."""
+        if not chat.template or chat.template == self.own.template.source:
+            return self.own
+        if chat.template not in self.writings:
+            if len(self.writings) >= MOST_TEMPLATES:
+                self.writings.clear()
+            self.writings[chat.template] = self.writing(chat.template)
+        return self.writings[chat.template]
+
     def answer(self, chat: Chat, prompt: Prompt) -> Answer:
         """How to read what the model says."""
         reasoning = Reasoning(prompt.text, spaced=self.runner.adds_space, begun=begun(chat, prompt))
-        calls = Calls(self.calls, not chat.parallel_calls) if chat.tools and self.calls else None
+        form = self.of(chat).calls
+        calls = Calls(form, not chat.parallel_calls) if chat.tools and form else None
         return Answer(reasoning, chat.sampling.stop + self.stop, calls)
 
     def form(self, chat: Chat) -> Format | None:
         """What the answer is held to. Raises what `tools.open_grammar` does."""
-        controls, parallel = self.runner.controls, chat.parallel_calls
+        controls, parallel, calls = self.runner.controls, chat.parallel_calls, self.of(chat).calls
         thoughts = tuple(start for start, _ in REASONING_TAGS) if chat.thinking else ()
         if chat.must_call:
             # JSON is what the text has to be, of which there is none then; a grammar would be for all of it.
@@ -195,11 +217,11 @@ class Worker:
                 raise UsageError(
                     "an answer that has to be a call cannot keep to a grammar too", field="grammar"
                 )
-            return grammar(self.calls, chat.tools, chat.only, parallel, controls, thoughts)
+            return grammar(calls, chat.tools, chat.only, parallel, controls, thoughts)
         strict = any(tool["function"].get("strict") for tool in chat.tools)
         is_json = chat.format is not None and chat.format.kind in ("json", "schema")
         if strict or (chat.tools and chat.format) or (thoughts and is_json):
-            return open_grammar(self.calls, chat.tools, parallel, controls, chat.format, thoughts)
+            return open_grammar(calls, chat.tools, parallel, controls, chat.format, thoughts)
         return chat.format
 
     def completion(self, request: int, asked: Any) -> None:
@@ -312,7 +334,7 @@ class Worker:
         check(chat.tools)
         self.pipes.send(rendering=request)
         with _bounded_time(), _bounded_memory():
-            return self.template.render(chat)
+            return self.of(chat).template.render(chat)
 
     def cancel(self, request: int) -> None:
         self.preparing.discard(request)
