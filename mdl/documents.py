@@ -8,6 +8,7 @@ from mdl.model import File, Model
 
 if TYPE_CHECKING:
     from mdl.card import Offer
+    from mdl.checkpoints import Checkpoint
     from mdl.fetch import Plan
     from mdl.garbage import Piece
     from mdl.header import Facts
@@ -42,6 +43,13 @@ def model(model: Model) -> dict[str, Any]:
         "problem": model.problem or None,
         "files": files(model.files),
     }
+
+
+def listed(found: Model, base_model: str | None, checkpoint: "Checkpoint | None") -> dict[str, Any]:
+    """A version in a list: of an adapter its base, of a checkpoint how far it was trained, in steps, samples
+    or epochs; null where that is not known."""
+    state = {"step": checkpoint.step, "unit": checkpoint.unit or None} if checkpoint else {}
+    return {**model(found), "base_model": base_model, "step": None, "unit": None, **state}
 
 
 def files(files: Sequence[File]) -> list[dict[str, Any]]:

@@ -17,6 +17,7 @@ from mdl.traffic import Traffic
 
 if TYPE_CHECKING:
     from mdl.card import Card
+    from mdl.checkpoints import Checkpoint
     from mdl.download import Progress
     from mdl.fetch import Fetcher, Plan
     from mdl.transports import Transport
@@ -39,6 +40,7 @@ class Step(NamedTuple):
 Steps = list[Step]
 References = list[Reference]
 Models = list[Model]
+Trained = list[tuple["Checkpoint", Model]]
 Scaled = list[tuple[Path, float]]  # files of adapters, and how strongly each is applied
 
 
@@ -110,7 +112,7 @@ class Library:
         if model is None and (meant := self._look_among_aliases(text, steps)):
             name = meant
             model = self._look_at_path(name, steps)
-        model = model or self._look_in_cache(name, steps)
+        model = model or self._look_in_cache(name, steps) or self._look_among_checkpoints(name, steps)
         if model is None:
             model, name = self._look_in_catalog(name, steps)
         if model is not None:
@@ -219,6 +221,23 @@ class Library:
     def list(self) -> Models:
         return self.store.models()
 
+    def checkpoints(self) -> "Trained":
+        """The training checkpoints in the folders that are configured, each run in the order of training."""
+        from mdl import checkpoints
+
+        trained = []
+        for found in checkpoints.everything(self.settings.checkpoints):
+            with contextlib.suppress(UsageError):  # a path that cannot be written as a name hides no other
+                trained.append((found, _checkpoint(found)))
+        return trained
+
+    def base_model(self, model: Model) -> str | None:
+        """For which model an adapter says that it was made; None where it does not, or is damaged."""
+        try:
+            return self.weights(model).facts.base_model
+        except (MdlError, OSError):
+            return None
+
     def versions(self, reference: Reference) -> Models:
         return self.store.versions(reference)
 
@@ -226,7 +245,7 @@ class Library:
         """What to load of a model. Raises UnsupportedModel, with the reason, when none of it can run here."""
         from mdl.weights import Refusal, identify
 
-        if model.problem:
+        if model.problem and model.place is None:
             verb = "download" if model.damaged else "rm"
             raise UnsupportedModel(f"{model.reference}: {model.problem}", f"mdl {verb} {model.reference}")
         found = identify(model.place or model.folder)
@@ -244,7 +263,7 @@ class Library:
         if found.format != "gguf" and kind != "adapter":  # these are converted
             raise UnsupportedModel(
                 f"{model.reference} has its weights as {found.format}, which llama.cpp does not load",
-                hint="look for a GGUF version of this model",
+                hint=_GGUF_HINTS.get(model.summary.kind, "look for a GGUF version of this model"),
             )
         return found
 
@@ -337,6 +356,18 @@ class Library:
             steps.append(Step("cache", "found", f"sha256:{found[0][1].sha256} in {found[0][0].folder}"))
             return found[0][0]
         steps.append(Step("cache", "miss", f"no file with the digest sha256:{prefix}…"))
+        return None
+
+    def _look_among_checkpoints(self, text: str, steps: Steps) -> Model | None:
+        folders = [folder for folder in self.settings.checkpoints if folder.is_dir()]
+        if not folders:
+            return None
+        from mdl import checkpoints
+
+        if found := checkpoints.find(folders, text):
+            steps.append(Step("checkpoint", "found", str(found.path)))
+            return _checkpoint(found)
+        steps.append(Step("checkpoint", "miss", f"no run {show(text)} in {', '.join(map(str, folders))}"))
         return None
 
     def _look_in_catalog(self, text: str, steps: Steps) -> tuple[Model | None, str]:
@@ -569,6 +600,11 @@ _ROLE_HINTS = {
 }
 
 
+_GGUF_HINTS = {
+    "checkpoint": "make a GGUF file of it with llama.cpp's convert_hf_to_gguf.py, and put it beside the folder"
+}
+
+
 def describe(folder: Path) -> Model:
     """A folder without `.metadata`, from its content; the digests of its files are not known."""
     found = _model_at(folder)
@@ -595,6 +631,23 @@ def _model_at(path: Path) -> "Model | Refusal":
     modified = datetime.fromtimestamp(found.first.stat().st_mtime, UTC)
     reference = Reference("file", "", path.as_posix())
     return Model(reference, folder, files, _summary(found), modified=modified, place=path)
+
+
+def _checkpoint(found: "Checkpoint") -> Model:
+    """What a checkpoint is, under the name of its run; with a problem where it is no model."""
+    reference = Reference("file", "", found.path.as_posix())
+    if found.has_plain_name:
+        reference = Reference("short", "", found.run, found.name)
+    model = _model_at(found.path)
+    if not isinstance(model, Model):
+        model = Model(reference, found.path, (), problem=model.message, place=found.path)
+    return replace(
+        model,
+        reference=reference,
+        summary=model.summary._replace(kind="checkpoint"),
+        modified=found.modified,
+        place=found.path,
+    )
 
 
 def _file(path: Path, folder: Path) -> File:

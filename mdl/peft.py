@@ -89,8 +89,8 @@ def _each(value: object, layers: int) -> tuple[int, ...]:
 
 
 class Module(NamedTuple):
-    """One weight that an adapter changes, by the name of its tensor in a GGUF base. `factor` stretches `b`, so
-    that one alpha serves all; `heads` are those whose rows of `b` are put in order, 0 where none are."""
+    """One weight that an adapter changes, by the name of its tensor in a GGUF base. `factor` stretches `b`,
+    so that one alpha serves all; `heads` are those whose rows of `b` are put in order, 0 where none are."""
 
     name: str
     a: Tensor
@@ -316,7 +316,7 @@ def _arrays(plan: Plan, file: Any) -> "Iterator[np.ndarray[Any, Any]]":
 
 
 def _values(file: Any, start: int, tensor: Tensor) -> "np.ndarray[Any, Any]":
-    """A matrix as the file has it; BF16, with which not every device computes, as F32, which holds as much."""
+    """A matrix as the file has it; BF16, with which not all devices compute, as F32, which holds as much."""
     import numpy as np
 
     file.seek(start + tensor.offset)

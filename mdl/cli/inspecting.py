@@ -205,6 +205,7 @@ def _show_model(described: dict[str, Any]) -> None:
         ("vocabulary", header["vocabulary"]),
         ("experts", header["experts"]),
         ("base model", header["base_model"]),
+        ("adapter", _adapter_line(header["adapter"])),
         *_memory(described),
         ("template", _template_line(described)),
         ("license", license_line),
@@ -225,6 +226,14 @@ def _show_model(described: dict[str, Any]) -> None:
             [(v["version"], ui.size(v["size"])) for v in described["versions"]],
             right=(1,),
         )
+
+
+def _adapter_line(adapter: dict[str, Any] | None) -> str:
+    """lora, rank 8, alpha 16"""
+    if adapter is None:
+        return ""
+    numbers = (f"{name} {adapter[name]:g}" for name in ("rank", "alpha") if adapter[name] is not None)
+    return ", ".join((adapter["type"] or "of an unknown kind", *numbers))
 
 
 def _template_line(described: dict[str, Any]) -> str:

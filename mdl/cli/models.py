@@ -25,6 +25,8 @@ from mdl.errors import MdlError, NotFound, UsageError
 from mdl.reference import show
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from mdl.library import Library
     from mdl.model import Model as ModelRecord
 
@@ -138,6 +140,9 @@ def list_models(
     adapters: Annotated[
         bool, typer.Option("--adapters", help="Adapters too, in a section of their own.")
     ] = False,
+    checkpoints: Annotated[
+        bool, typer.Option("--checkpoints", help="Training checkpoints too, in a section of their own.")
+    ] = False,
     sort: Annotated[
         str, typer.Option(metavar="KEY", help="name, version, size or modified; -size turns it round.")
     ] = "name",
@@ -148,48 +153,74 @@ def list_models(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """The models on this machine."""
+    """The models on this machine.
+
+    mdl list --adapters shows for which model each adapter was made, mdl list --checkpoints what training left
+    in the configured folders: RUN:NAME, RUN@STEP and RUN@latest are names for all commands.
+    """
     from mdl import documents, listing
 
     library = options.open_library()
+    trained = library.checkpoints() if checkpoints else []
+    steps = {model.place: state for state, model in trained}
     found = listing.select(library.list(), pattern, filters or [], sort)
     rows = found if versions else listing.newest(found)
     shown = [model for model in rows if adapters or model.summary.kind != "adapter"]
+    shown += listing.select([model for _, model in trained], pattern, filters or [], sort)
+    made = [model for model in shown if _section(model)]
+    bases = {model.place or model.folder: library.base_model(model) for model in made}
     if json:
-        ui.show_json({"models": [documents.model(model) for model in shown]})
+        places = ((model, model.place or model.folder) for model in shown)
+        listed = [documents.listed(model, bases.get(at), steps.get(at)) for model, at in places]
+        ui.show_json({"models": listed})
     elif quiet:
         for model in shown:
-            ui.out(str(model.reference) if versions else str(model.reference.model))
+            whole = versions or model.summary.kind == "checkpoint"
+            ui.out(str(model.reference) if whole else str(model.reference.model))
     else:
-        _show_list(shown, listing.counts(found), versions)
+        about = {at: base or "-" for at, base in bases.items()}
+        about |= {place: state.counted for place, state in steps.items() if place}
+        _show_list(shown, {} if versions else listing.counts(found), about, versions)
 
 
-def _show_list(models: "list[ModelRecord]", counts: dict[str, int], versions: bool) -> None:
+_SECTIONS = {"": None, "Adapters": "BASE", "Checkpoints": "STEP"}  # with what is told of these alone
+
+
+def _show_list(
+    models: "list[ModelRecord]", counts: dict[str, int], about: "dict[Path, str]", versions: bool
+) -> None:
+    """`counts` are of the versions of models of which one is shown, `about` tells more by place."""
     if not models:
         ui.talk("no models here yet: mdl chat demo tries the one that ships with mdl")
         return
-    sections = (
-        ("", [model for model in models if model.summary.kind != "adapter"]),
-        ("Adapters", [model for model in models if model.summary.kind == "adapter"]),
-    )
-    for title, members in sections:
+    for title, column in _SECTIONS.items():
+        members = [model for model in models if _section(model) == title]
         if not members:
             continue
         if title:
             ui.out(f"\n{title}")
-        rows = []
-        for model in members:
-            more = counts[str(model.reference.model)] - 1
-            version = model.version if versions or not more else f"{model.version} (+{more})"
-            state = " (damaged)" if model.problem or model.damaged else " (partial)" if model.partial else ""
-            rows.append(
-                (str(model.reference.model), version + state, ui.size(model.size), ui.ago(model.modified))
-            )
-        ui.table(("NAME", "VERSION", "SIZE", "MODIFIED"), rows, right=(2,))
+        rows = [_row(model, counts, about if column else None) for model in members]
+        heads = ("NAME", "VERSION", *([column] if column else []), "SIZE", "MODIFIED")
+        ui.table(heads, rows, right=(len(heads) - 2,))
     files = ((model.folder, file) for model in models for file in model.files)
     contents = {file.sha256 or (folder, file.name): file.size or 0 for folder, file in files}
     noun = "version" if versions else "model"
     ui.talk(f"{len(models)} {noun}{'s' if len(models) > 1 else ''}, {ui.size(sum(contents.values()))}")
+
+
+def _section(model: "ModelRecord") -> str:
+    return {"adapter": "Adapters", "checkpoint": "Checkpoints"}.get(model.summary.kind, "")
+
+
+def _row(model: "ModelRecord", counts: dict[str, int], about: "dict[Path, str] | None") -> tuple[str, ...]:
+    name = str(model.reference.model)
+    more = 0 if model.summary.kind == "checkpoint" else counts.get(name, 1) - 1
+    state = " (damaged)" if model.problem or model.damaged else " (partial)" if model.partial else ""
+    if model.problem and model.summary.kind == "checkpoint":
+        state = " (no model)"
+    version = f"{model.version} (+{more})" if more else model.version
+    extra = () if about is None else (ui.inert(about[model.place or model.folder], one_line=True),)
+    return name, version + state, *extra, ui.size(model.size), ui.ago(model.modified)
 
 
 def resolve(
@@ -204,7 +235,7 @@ def resolve(
         ui.show_json(documents.resolution(resolution))
         return 0 if resolution.reference else failure.code if failure else NotFound.code
     for step in resolution.steps:
-        ui.out(f"{step.step:<8} {step.outcome:<8} {ui.inert(step.detail, one_line=True)}")
+        ui.out(f"{step.step:<10} {step.outcome:<8} {ui.inert(step.detail, one_line=True)}")
     if failure:
         raise failure
     if resolution.model:
