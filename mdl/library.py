@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
 
 from mdl.config import Settings
 from mdl.errors import AuthError, Busy, MdlError, NetworkError, NotFound, UnsupportedModel, UsageError
-from mdl.model import METADATA_NAME, File, Manifest, Model, Summary
-from mdl.reference import LONGEST, Reference, show
+from mdl.model import API, METADATA_NAME, File, Manifest, Model, Summary
+from mdl.reference import APIS, LONGEST, Reference, show
 from mdl.store import Store
 from mdl.traffic import Traffic
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from mdl.weights import Refusal, Weights
 
 T = TypeVar("T")
+_UNKNOWN = datetime.fromtimestamp(0, UTC)
 Outcome = Literal["found", "miss", "skipped", "error"]
 SHORTEST_DIGEST = 6  # hex digits of sha256:PREFIX
 SHORTEST_PIN = 7  # of a commit
@@ -112,6 +113,7 @@ class Library:
         if model is None and (meant := self._look_among_aliases(text, steps)):
             name = meant
             model = self._look_at_path(name, steps)
+        model = model or self._look_at_api(name, steps)
         model = model or self._look_in_cache(name, steps) or self._look_among_checkpoints(name, steps)
         if model is None:
             model, name = self._look_in_catalog(name, steps)
@@ -141,6 +143,8 @@ class Library:
         """The one version in the cache that a name means; raises UsageError where it may mean several."""
         resolution = self.resolve(text)
         model = _present(resolution)
+        if model.is_api:
+            raise _elsewhere(model)
         if model.place is not None and (copied := self.store.find(model.reference)):
             return copied  # what was downloaded from a path has its name
         if model.place is not None:
@@ -159,6 +163,8 @@ class Library:
         """Every version here that a name means: all of a model, where it leaves that open."""
         resolution = self.resolve(text)
         model = _present(resolution)
+        if model.is_api:
+            raise _elsewhere(model)
         if model.place is not None:
             return [self.store.find(model.reference) or model]
         return [model] if _names_version(resolution.name, model) else self.store.versions(model.reference)
@@ -174,6 +180,8 @@ class Library:
     ) -> Model:
         """Fetch a model, or what of it is missing or has changed at its source."""
         resolution = self.resolve(text)
+        if resolution.model is not None and resolution.model.is_api:
+            raise _elsewhere(resolution.model)
         if resolution.model is not None and not _has_source(resolution.model):
             return self._export(resolution.model, destination)
         model = resolution.model
@@ -238,6 +246,16 @@ class Library:
         except (MdlError, OSError):
             return None
 
+    def apis(self) -> dict[str, Model]:
+        """Models of APIs that the user has given names, by these names."""
+        found = {}
+        for name, target in self.settings.aliases.items():
+            with contextlib.suppress(UsageError):
+                reference = Reference.parse(target)
+                if reference.is_api:
+                    found[name] = self._of_api(reference)
+        return found
+
     def versions(self, reference: Reference) -> Models:
         return self.store.versions(reference)
 
@@ -245,6 +263,8 @@ class Library:
         """What to load of a model. Raises UnsupportedModel, with the reason, when none of it can run here."""
         from mdl.weights import Refusal, identify
 
+        if model.is_api:
+            raise _elsewhere(model)
         if model.problem and model.place is None:
             verb = "download" if model.damaged else "rm"
             raise UnsupportedModel(f"{model.reference}: {model.problem}", f"mdl {verb} {model.reference}")
@@ -324,6 +344,18 @@ class Library:
     def _is_copied(self, text: str) -> bool:
         """Whether a path that is gone was downloaded before: its copy goes by its full name, file:///…"""
         return text.startswith("file://") and self.store.find(Reference.parse(text)) is not None
+
+    def _look_at_api(self, text: str, steps: Steps) -> Model | None:
+        """A model that others run, which is named by its address alone."""
+        if not text.lower().startswith(tuple(f"{scheme}://" for scheme in APIS)):
+            return None
+        model = self._of_api(Reference.parse(text))
+        steps.append(Step("api", "found", f"{model.reference.api_parts[1]}, which {model.reference.host} runs"))
+        return model
+
+    def _of_api(self, reference: Reference) -> Model:
+        folder = self.store.tree.joinpath(*reference.path_parts())  # which is not there
+        return Model(reference, folder, (), Summary(format=API), modified=_UNKNOWN)
 
     def _look_in_cache(self, text: str, steps: Steps) -> Model | None:
         if text.startswith("sha256:"):
@@ -552,6 +584,10 @@ class Library:
                 target.unlink(missing_ok=True)
                 copy(model.folder / file.name, target)
         return replace(model, folder=destination)
+
+
+def _elsewhere(model: Model) -> UnsupportedModel:
+    return UnsupportedModel(f"{model.reference} runs at an API: nothing of it is here", "mdl chat can ask it")
 
 
 def _present(resolution: Resolution) -> Model:

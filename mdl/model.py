@@ -13,6 +13,7 @@ from mdl.reference import ONE_VERSION, ONLY, UNKNOWN_VERSION, Reference, show
 
 SCHEMA = 1
 METADATA_NAME = ".metadata"
+API = "api"  # the format of models that others run
 AT_FAULT = "who published it is at fault"
 _TO_READ = ("readme", "license", "other")  # roles of files that nothing is run with
 _SHA256 = r"[0-9a-f]{64}"
@@ -143,6 +144,11 @@ class Model:
     @property
     def size(self) -> int:
         return sum(file.size or 0 for file in self.files)
+
+    @property
+    def is_api(self) -> bool:
+        """Whether others run it, and answer for it over HTTP: there is nothing of it to load."""
+        return self.reference.is_api or self.summary.format == API
 
     def paths(self, role: str) -> list[Path]:
         """The files of a role, in the order of their names: a split's first part comes first."""
