@@ -177,6 +177,14 @@ def is_among(url: str, hosts: Collection[str]) -> bool:
     return netloc in hosts or origin_of(url)[1] in hosts
 
 
+def proxy_for(url: str, proxies: Mapping[str, str]) -> str | None:
+    """The address of the proxy to ask for a URL; `proxies` as Client has them."""
+    scheme, host, port = origin_of(url)
+    if urllib.request.proxy_bypass_environment(f"{host}:{port}", proxies):  # type: ignore[attr-defined]
+        return None
+    return proxies.get(scheme) or proxies.get("all")
+
+
 def shown(url: str) -> str:
     """`url` as messages may show it: without user, password, query and fragment, where secrets are."""
     scheme, host, port = origin_of(url)
@@ -299,7 +307,7 @@ class Client:
             answer = self._opened(self._request("POST", remote.url, headers, body), remote)
             try:
                 if answer.status in PASSING:
-                    raise self._slowed(answer)
+                    raise self.slowed(answer)
                 return Response(answer.status, answer.headers, _read_whole(answer, max_bytes), answer.url)
             finally:
                 answer.close()
@@ -343,8 +351,15 @@ class Client:
                 answer = self._follow(remote, {**remote.headers, **better}, headers, method)
         if answer.status in PASSING:
             answer.close()
-            raise self._slowed(answer)
+            raise self.slowed(answer)
         return answer
+
+    def ask(
+        self, remote: Remote, method: str, headers: Mapping[str, str] | None = None, body: bytes | None = None
+    ) -> Answer:
+        """The answer to one request, whatever its status: nothing is followed, renewed or tried again."""
+        raw = self._request(method, remote.url, {**remote.headers, **(headers or {})}, body)
+        return self._opened(raw, remote)
 
     def _follow(
         self, remote: Remote, own: Mapping[str, str], headers: Mapping[str, str], method: str
@@ -453,7 +468,8 @@ class Client:
             raise NetworkError(f"{shown(url)} redirects to plain http, which is refused", _AT_FAULT)
         return target
 
-    def _slowed(self, answer: Answer) -> Transient:
+    def slowed(self, answer: Answer) -> Transient:
+        """The error for an answer that asks to come again; who asks that host next waits as long."""
         asked = _retry_after(answer.headers.get("retry-after"))
         host, reason = origin_of(answer.url)[1], f"{origin_of(answer.url)[1]} answered {answer.status}"
         wait = min(asked or 0, self.limits.longest_wait)
@@ -464,17 +480,11 @@ class Client:
         return Transient(reason, hint="try again later", wait=wait, refusal=refusal, news=news)
 
     def _manager(self, url: str) -> "PoolManager":
-        key = origin_of(url)[0], self._proxy(url), is_among(url, self._trust.insecure)
+        key = origin_of(url)[0], proxy_for(url, self._proxies), is_among(url, self._trust.insecure)
         with self._lock:
             if key not in self._managers:
                 self._managers[key] = self._connect(*key)
             return self._managers[key]
-
-    def _proxy(self, url: str) -> str | None:
-        scheme, host, port = origin_of(url)
-        if urllib.request.proxy_bypass_environment(f"{host}:{port}", self._proxies):  # type: ignore[attr-defined]
-            return None
-        return self._proxies.get(scheme) or self._proxies.get("all")
 
     def _connect(self, scheme: str, proxy: str | None, insecure: bool) -> "PoolManager":
         import urllib3
@@ -482,7 +492,7 @@ class Client:
         options: dict[str, Any] = {"maxsize": self.limits.per_host + self.limits.files}
         options["socket_options"] = _socket_options(self.traffic.rate.limit)
         if scheme == "https" or (proxy or "").startswith("https"):  # reading all authorities takes 20 ms
-            options["ssl_context"] = _context(self._trust.ca, insecure)
+            options["ssl_context"] = tls(self._trust.ca, insecure)
         if insecure:
             urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)  # the user wanted it so
         manager = urllib3.PoolManager(**options) if proxy is None else _proxy_manager(proxy, options)
@@ -542,7 +552,8 @@ def _retry_after(text: str | None) -> float | None:
     return max((when - datetime.datetime.now(datetime.UTC)).total_seconds(), 0) if when else None
 
 
-def _context(ca: str, insecure: bool) -> ssl.SSLContext:
+def tls(ca: str, insecure: bool) -> ssl.SSLContext:
+    """Which certificates are believed; `ca` and `insecure` as Trust has them. Raises UsageError."""
     context = ssl.create_default_context()  # honours SSL_CERT_FILE and SSL_CERT_DIR
     if insecure:
         context.check_hostname = False
