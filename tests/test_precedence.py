@@ -11,7 +11,7 @@ import ggufmaker
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from serving import DEMO, FRANCE, Server, text
+from serving import DEMO, Server, text
 
 from mdl import layers, parameters
 from mdl.engine import Engine

@@ -155,7 +155,7 @@ class Chat:
     `thinking` None leaves it to the model's template; so does an `effort` of "", and templates that know no
     efforts take any other for thinking or not. `continues`: the last message is the beginning of the
     answer, which goes on from there. `must_call` holds the answer to calls of `tools`, `only` to those of
-    that name, and without `parallel_calls` there is at most one. `template` is Jinja to write the prompt with;
+    that name, and without `parallel_calls` there is at most one. `template` is Jinja for the prompt;
     "": the one that was loaded.
     """
 
