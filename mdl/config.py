@@ -83,6 +83,10 @@ def _elsewhere(environment: Mapping[str, str], key: Key) -> Value:
         return Value(endpoint.rstrip("/"), "HF_ENDPOINT")
     if key.name == "home":
         return Value(_folder(environment, key.variable, "user_cache_path"), "default")
+    if key.name == "checkpoints":
+        with suppress(DiskError):  # no home at all: no runs
+            data = _folder(environment, "MDL_DATA_HOME", "user_data_path")
+            return Value((data / "checkpoints",), "default")
     return Value(key.default, "default")
 
 

@@ -2,6 +2,7 @@
 
 import sys
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,7 +16,7 @@ from mdl.errors import UsageError
 if TYPE_CHECKING:
     from mdl.engine import Engine
     from mdl.engine.request import EngineFiles, EngineSettings, Format
-    from mdl.library import Library, Watch
+    from mdl.library import Library
     from mdl.model import Model
     from mdl.profiles import Profile
     from mdl.weights import Weights
@@ -180,7 +181,7 @@ def held_files(
         model = library.get(name, watched)
         weights = _held(library, model, leases)
         profile = layers.of(library, model, weights, name).merged()
-        found = library.adapters(model, weights, adapters, lambda text: library.get(text, watched), leases)
+        found = library.adapters(model, weights, adapters, partial(library.get, watch=watched), leases)
     own = [(path, 1.0) for path in profile.adapters]
     return EngineFiles(weights.first, weights.projector, (*own, *found), profile.template), profile
 
@@ -224,6 +225,7 @@ def serve(
     context: ContextSize = None,
     gpu_layers: GpuLayers = AUTO,
     threads: Threads = None,
+    adapter: Adapters = None,
     idle: Annotated[str, typer.Option(metavar="TIME", help="Unload a model after this; 0 is never.")] = "5m",
     max_models: Annotated[
         int, typer.Option(metavar="N", min=0, max=64, help="Models loaded at once; 0: as many as fit.")
@@ -249,14 +251,18 @@ def serve(
 
     library = options.open_library(pull=pull, offline=offline, memory=memory, ask=False)
     names = (*(models or []), *(model or []))
+    adapters = tuple(adapter or ())
     for name in names:
-        with watch(json=json, ask=True) as watched:
-            library.runnable(library.get(name, watched))
+        with watch(json=json, ask=True) as watched, ExitStack() as leases:
+            found = library.get(name, watched)
+            weights = library.runnable(found)
+            library.adapters(found, weights, adapters, partial(library.get, watch=watched), leases)
     chosen = ServeOptions(
         host=host,
         port=port,
         api_key=api_key if api_key is not None else library.settings.api_key,
         models=names,
+        adapters=adapters,
         engine=engine_settings(context, gpu_layers, threads, parallel or PARALLEL, batch or BATCH),
         unsaid=frozenset(name for name, given in (("parallel", parallel), ("batch", batch)) if given is None),
         idle_seconds=_seconds(idle) or None,

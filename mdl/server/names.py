@@ -1,7 +1,7 @@
 """Which model a request means, and what to load of it. Knows no HTTP, and fetches nothing."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from time import monotonic
 from typing import NamedTuple, Protocol
@@ -132,8 +132,9 @@ class Held(NamedTuple):
 
 
 @contextmanager
-def files(library: Library, model: Model) -> Iterator[Held]:
-    """Raises UnsupportedModel for what cannot run here, Busy for what is being removed."""
+def files(library: Library, model: Model, adapters: Sequence[str] = ()) -> Iterator[Held]:
+    """With the adapters, MODEL or MODEL=SCALE, that are applied to it. Raises UnsupportedModel for what
+    cannot run here or does not fit, Busy for what is being removed."""
     with ExitStack() as held:
         try:
             held.enter_context(library.store.lease(model))
@@ -144,8 +145,9 @@ def files(library: Library, model: Model) -> Iterator[Held]:
             what = f"{weights.format} {weights.kind}"
             raise UnsupportedModel(f"{model.reference} is a {what}, which cannot answer", "name a GGUF model")
         profile = layers.of(library, model, weights).merged()
-        adapters = tuple((path, 1.0) for path in profile.adapters)
-        chosen = EngineFiles(weights.first, weights.projector, adapters, profile.template)
+        own = [(path, 1.0) for path in profile.adapters]
+        asked = library.adapters(model, weights, adapters, library.here, held)
+        chosen = EngineFiles(weights.first, weights.projector, (*own, *asked), profile.template)
         yield Held(chosen, profile, weights)
 
 

@@ -34,8 +34,8 @@ class Limits:
 class ServeOptions:
     """Where to listen, who may ask, and for what.
 
-    `models` are all that is served, loaded at once; none: everything in the cache, on demand. Those that are
-    loaded take `memory` bytes at most (0: what is free at the start), and are at most `max_models` (0: any
+    `models` are all that is served, loaded at once; none: everything in the cache, on demand. To each of them
+    all `adapters` are applied, MODEL or MODEL=SCALE. Those that are loaded take `memory` bytes at most (0: what is free at the start), and are at most `max_models` (0: any
     number); one that nobody asked for in `idle_seconds` is let go (None: never). `allow_hosts` are further
     names by which clients may call this server. `unsaid` are settings of `engine` that nobody asked for:
     the profile of a model may set them. Without an `api_key` anybody who reaches it may ask, which
@@ -48,6 +48,7 @@ class ServeOptions:
     port: int = 3000
     api_key: str = field(default="", repr=False)
     models: tuple[str, ...] = ()
+    adapters: tuple[str, ...] = ()
     engine: EngineSettings = field(default_factory=EngineSettings)
     unsaid: frozenset[str] = frozenset()
     idle_seconds: float | None = 300.0
@@ -58,6 +59,8 @@ class ServeOptions:
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
+        if self.adapters and not self.models:
+            raise UsageError("which models are the adapters for?", hint="mdl serve MODEL --adapter ADAPTER")
         if not 0 <= self.port <= 65535:
             raise UsageError(f"the port is {self.port}, and has to be from 0 to 65535")
         if not 0 <= self.max_models <= 64:
