@@ -8,8 +8,8 @@ from typing import Literal, cast
 
 from mdl.chat import Options
 from mdl.chat.session import begin, save
+from mdl.chat.speaker import Speaker
 from mdl.chat.terminal import Sink, Terminal
-from mdl.engine import Engine
 from mdl.engine.request import Chat, Delta, Finish, Loaded, Message, Usage
 from mdl.errors import Busy
 
@@ -28,7 +28,7 @@ class Reply:
         return Message("assistant", self.text, self.reasoning)
 
 
-def answer(engine: Engine, chat: Chat, sink: Sink) -> Reply:
+def answer(engine: Speaker, chat: Chat, sink: Sink) -> Reply:
     """Streams the answer into `sink`. Ctrl-C ends it there, and what came until then is the reply.
 
     Raises what the engine raises, and OSError when nobody takes the answer; the engine then stops.
@@ -50,7 +50,7 @@ def answer(engine: Engine, chat: Chat, sink: Sink) -> Reply:
     return Reply("".join(said), "".join(thought), end, usage)
 
 
-def answer_once(engine: Engine, prompt: str, options: Options) -> int:
+def answer_once(engine: Speaker, prompt: str, options: Options) -> int:
     """Answers one prompt: the answer to stdout, and with `options.stats` what it took to stderr. Gives the
     exit code.
 
@@ -78,7 +78,7 @@ def answer_once(engine: Engine, prompt: str, options: Options) -> int:
     return 0
 
 
-def wait(engine: Engine, model: str, terminal: Terminal) -> Loaded:
+def wait(engine: Speaker, model: str, terminal: Terminal) -> Loaded:
     """What was loaded, once it is; says so when that takes long. Raises what the load fails with."""
     try:
         return engine.ready(0.3)
@@ -98,6 +98,7 @@ def is_full(reply: Reply, context: int) -> bool:
     return (
         reply.end == "length"
         and usage is not None
+        and context > 0
         and usage.prompt_tokens + usage.completion_tokens >= context
     )
 
@@ -106,9 +107,10 @@ def statistics(usage: Usage, context: int) -> str:
     """What an answer took, in a line."""
     count, seconds = usage.completion_tokens, usage.completion_seconds
     speed = f" · {count / seconds:.1f} tokens/s" if seconds > 0 else ""
+    total = f"/{context}" if context else ""
     cached = f" ({usage.cached_tokens} of them known)" if usage.cached_tokens else ""
     return (
         f"{count} tokens in {seconds:.2f} s{speed}"
         f" · prompt {usage.prompt_tokens} tokens{cached} in {usage.prompt_seconds:.2f} s"
-        f" · context {usage.prompt_tokens + count}/{context}"
+        f" · context {usage.prompt_tokens + count}{total}"
     )

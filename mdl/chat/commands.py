@@ -143,7 +143,8 @@ def _facts(talk: Talk) -> str:
         loaded = talk.engine.ready(0)
     except Busy:
         return " (being loaded)"
-    return f" ({loaded.description}, context {loaded.context}, on {', '.join(loaded.devices)})"
+    context = f"context {loaded.context}, " if loaded.context else ""
+    return f" ({loaded.description}, {context}on {', '.join(loaded.devices)})"
 
 
 def _model(talk: Talk, text: str) -> Result:

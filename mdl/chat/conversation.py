@@ -7,10 +7,10 @@ from typing import TextIO
 from mdl.chat import Options, commands
 from mdl.chat.answer import statistics
 from mdl.chat.session import begin
+from mdl.chat.speaker import Speaker
 from mdl.chat.talk import Talk
 from mdl.chat.terminal import Terminal
 from mdl.config import data_path
-from mdl.engine import Engine
 from mdl.errors import MdlError
 from mdl.profiles import Profile
 
@@ -18,9 +18,9 @@ Read = Callable[[], str]
 
 
 def converse(
-    engine: Engine,
+    engine: Speaker,
     options: Options,
-    open_model: Callable[[str], tuple[Engine, Profile]],
+    open_model: Callable[[str], tuple[Speaker, Profile]],
     model_names: Callable[[], Iterable[str]] = tuple,
 ) -> int:
     """Talks until the person leaves. The exit code.

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, replace
 from mdl.chat import attachment
 from mdl.chat.answer import Reply, answer, is_full, wait
 from mdl.chat.session import Session, save
+from mdl.chat.speaker import Speaker
 from mdl.chat.terminal import Terminal
-from mdl.engine import Engine
 from mdl.engine.request import Format, Loaded, Message
 from mdl.errors import Busy, MdlError, UsageError
 from mdl.profiles import Profile
@@ -22,9 +22,9 @@ class Talk:
     model wants to be used, as `profile` tells of the first. `model_names` are suggestions. `format` is what
     all answers are held to."""
 
-    engine: Engine
+    engine: Speaker
     session: Session
-    open_model: Callable[[str], tuple[Engine, Profile]]
+    open_model: Callable[[str], tuple[Speaker, Profile]]
     model_names: Callable[[], Iterable[str]] = tuple
     stats: bool = False
     attachments: tuple[tuple[str, str], ...] = ()
@@ -115,6 +115,7 @@ class Talk:
 
     def _explained(self, error: UsageError, question: Message) -> MdlError:
         """The error, with what to do in a conversation when it was the context that is too small."""
-        if self.loaded and self.engine.count(self.session.chat(question)) >= self.loaded.context:
+        known = self.loaded and self.loaded.context
+        if self.loaded and known and self.engine.count(self.session.chat(question)) >= self.loaded.context:
             return UsageError(error.message, hint="/undo takes back the last question, /clear starts anew")
         return error
