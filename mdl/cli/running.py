@@ -14,6 +14,9 @@ from mdl.cli.options import ContextSize, Json, ModelOption, Offline, Pull
 from mdl.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from mdl.chat.speaker import Speaker
     from mdl.engine import Engine
     from mdl.engine.request import EngineFiles, EngineSettings, Format
     from mdl.library import Library
@@ -88,11 +91,25 @@ def chat(
         "stop": tuple(stop) if stop else None,
     }
     given = {name: value for name, value in sampling.items() if value is not None}
-    with ExitStack() as leases, Engine() as engine:  # starts now, while the rest is still being decided
+    local = {"--ctx": context, "--threads": threads, "--adapter": adapter}
+    only_here = [flag for flag, value in local.items() if value] + ["--gpu-layers"] * (gpu_layers != AUTO)
+    # It starts now, while the rest is still being decided.
+    with ExitStack() as leases, Engine(starts=not _is_address(name)) as first:
         asked = _with_piped(prompt)
         library = options.open_library(pull=pull, offline=offline)
-        files, profile = held_files(library, name, adapter or [], leases)
-        load(engine, files, profile.engine_settings(settings), library)
+
+        def open_model(text: str, started: Engine | None = None) -> "tuple[Speaker, Profile]":
+            found = _found(library, text)
+            if found.is_api:
+                return _at_api(library, found, text, given, only_here)
+            files, profile = held_files(library, text, adapter or [], leases, found)
+            local = started or Engine()
+            load(local, files, profile.engine_settings(settings), library)
+            return local, profile
+
+        engine, profile = open_model(name, first)
+        if engine is not first:
+            first.close()
         from mdl import complete, config
         from mdl.chat import Options
 
@@ -103,12 +120,6 @@ def chat(
 
             return answer_once(engine, asked, chosen)
         from mdl.chat.conversation import converse
-
-        def open_model(text: str) -> "tuple[Engine, Profile]":
-            files, profile = held_files(library, text, adapter or [], leases)
-            other = Engine()
-            load(other, files, profile.engine_settings(settings), library)
-            return other, profile
 
         return converse(engine, chosen, open_model, lambda: sorted(complete.models("")))
 
@@ -168,8 +179,37 @@ def _with_piped(prompt: str) -> str | None:
     return text
 
 
+def _is_address(name: str) -> bool:
+    """Whether this is the name of a model that an API runs."""
+    return name.lower().startswith(("openai://", "azure://"))
+
+
+def _found(library: "Library", name: str) -> "Model":
+    from mdl.progress import watch
+
+    with watch(ask=True) as watched:
+        return library.get(name, watched)
+
+
+def _at_api(
+    library: "Library", model: "Model", name: str, given: "Mapping[str, Any]", only_here: list[str]
+) -> "tuple[Speaker, Profile]":
+    """A model that an API runs, to be asked; and how it wants to be used. `only_here` are flags that mean
+    nothing there."""
+    if only_here:
+        raise UsageError(f"{only_here[0]} is for models that run here", hint=f"{model.reference} does not")
+    from mdl import layers, upstream
+    from mdl.apiengine import NEUTRAL, ApiEngine
+    from mdl.profiles import Profile, merged
+
+    profile = layers.of(library, model, name=name).merged()
+    place = upstream.of(model, library.settings)
+    asked = ApiEngine(place, library.settings, {*given, *profile.sampling})
+    return asked, merged(Profile(sampling=NEUTRAL), profile)
+
+
 def held_files(
-    library: "Library", name: str, adapters: list[str], leases: ExitStack
+    library: "Library", name: str, adapters: list[str], leases: ExitStack, model: "Model | None" = None
 ) -> "tuple[EngineFiles, Profile]":
     """What an engine loads for a model and its adapters, held so that nobody removes it meanwhile; and the
     model's profile."""
@@ -178,7 +218,7 @@ def held_files(
     from mdl.progress import watch
 
     with watch(ask=True) as watched:
-        model = library.get(name, watched)
+        model = model or library.get(name, watched)
         weights = _held(library, model, leases)
         profile = layers.of(library, model, weights, name).merged()
         found = library.adapters(model, weights, adapters, partial(library.get, watch=watched), leases)
@@ -255,6 +295,8 @@ def serve(
     for name in names:
         with watch(json=json, ask=True) as watched, ExitStack() as leases:
             found = library.get(name, watched)
+            if found.is_api and not adapters:
+                continue
             weights = library.runnable(found)
             library.adapters(found, weights, adapters, partial(library.get, watch=watched), leases)
     chosen = ServeOptions(
