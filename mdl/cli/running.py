@@ -4,7 +4,7 @@ import sys
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -91,8 +91,8 @@ def chat(
         "stop": tuple(stop) if stop else None,
     }
     given = {name: value for name, value in sampling.items() if value is not None}
-    local = {"--ctx": context, "--threads": threads, "--adapter": adapter}
-    only_here = [flag for flag, value in local.items() if value] + ["--gpu-layers"] * (gpu_layers != AUTO)
+    flags = {"--ctx": context, "--threads": threads, "--adapter": adapter}
+    only_here = [flag for flag, value in flags.items() if value] + ["--gpu-layers"] * (gpu_layers != AUTO)
     # It starts now, while the rest is still being decided.
     with ExitStack() as leases, Engine(starts=not _is_address(name)) as first:
         asked = _with_piped(prompt)
