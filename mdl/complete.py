@@ -33,7 +33,7 @@ def complete(words: list[str]) -> int:
 def models(prefix: str) -> set[str]:
     """The names of models, of the user, the cache and the catalog, that start with a prefix."""
     cached, aliases = _known()
-    names = spellings(cached, slashes="/" in prefix) | aliases | set(_catalog())
+    names = spellings(cached, slashes="/" in prefix) | aliases | set(_catalog(prefix))
     return {name for name in names if name.startswith(prefix) and is_inert(name)}
 
 
@@ -79,8 +79,8 @@ def _known() -> tuple[list[Reference], set[str]]:
     from mdl.store import Store
 
     try:
-        settings = config.load()
-    except MdlError:  # a broken config.toml is told by every other command
+        settings, _ = config.load_usable()  # a broken config.toml is told by every other command
+    except MdlError:
         return [], set()
     return [reference for reference, _ in Store(settings.home, _unread).names()], set(settings.aliases)
 
@@ -89,7 +89,8 @@ def _unread(folder: Path) -> NoReturn:
     raise AssertionError(f"completion reads no models: {folder}")
 
 
-def _catalog() -> Iterable[str]:
+def _catalog(prefix: str) -> Iterable[str]:
+    """Models that are recommended, and their sizes once a colon asks for them."""
     from mdl.catalog import catalog
 
-    return catalog().names()
+    return (name for name in catalog().names() if ":" in prefix or ":" not in name)

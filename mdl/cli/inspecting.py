@@ -44,11 +44,15 @@ def inspect(
     from mdl import inspection
 
     text = options.one(name, model)
-    library = options.open_library(offline=offline, ca=ca, insecure=[text] if insecure else (), ask=not json)
+    reach = partial(
+        options.open_library, offline=offline, ca=ca, insecure=[text] if insecure else (), ask=not json
+    )
+    library = reach(tolerant=not remote)
     found = None if remote else _here(library, text)
     if found is None:
         from mdl.survey import survey
 
+        library = reach()  # what asks others needs all that the user has set
         surveyed = survey(library, text, context)
         value, part = partial(inspection.remote_value, surveyed), partial(inspection.remote_part, surveyed)
     else:

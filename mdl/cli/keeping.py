@@ -24,6 +24,7 @@ _KINDS = {
     "content": "unused contents",
     "partial": "partial downloads",
     "leftover": "leftovers of killed commands",
+    "converted": "converted adapters whose source is gone",
 }
 
 
@@ -180,7 +181,7 @@ def df(json: Json = False) -> None:
     """What models take on the disk, and what sharing saves."""
     from mdl import documents, usage
 
-    found = usage.measure(options.open_library().store)
+    found = usage.measure(options.open_library(tolerant=True).store)
     if json:
         ui.show_json(documents.usage(found))
     else:
@@ -204,6 +205,7 @@ def _show_usage(found: "Usage") -> None:
     totals = (
         ("models", found.size, f"in {len(rows)} version{'' if len(rows) == 1 else 's'}"),
         ("shared", found.saved, "saved, because what is the same is stored once"),
+        ("adapters", found.converted, "converted to the format that is loaded"),
         ("partial", found.partial, "downloads that can go on; mdl prune --partials removes them"),
         ("unused", found.unused, "mdl prune removes it"),
         ("copied", found.copied, "stored more than once, where no hard links could be made"),

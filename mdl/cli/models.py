@@ -160,7 +160,7 @@ def list_models(
     """
     from mdl import documents, listing
 
-    library = options.open_library()
+    library = options.open_library(tolerant=True)
     trained = library.checkpoints() if checkpoints else []
     steps = {model.place: state for state, model in trained}
     found = listing.select(library.list(), pattern, filters or [], sort)
@@ -230,7 +230,7 @@ def resolve(
     from mdl import documents
 
     text = options.one(name, model)
-    resolution, failure = options.open_library(offline=offline).explain(text)
+    resolution, failure = options.open_library(offline=offline, tolerant=True).explain(text)
     if json:
         ui.show_json(documents.resolution(resolution))
         return 0 if resolution.reference else failure.code if failure else NotFound.code
@@ -284,9 +284,9 @@ def alias(
     """Names of your own for models: mdl alias set fast Qwen/Qwen3-0.6B-GGUF:Q8_0."""
     from mdl import config
 
-    aliases = config.load().aliases
+    aliases = (options.usable_settings() if action == "list" else config.load()).aliases
     if action == "set":
-        _set_alias(name, options.one(target, model), aliases)
+        set_alias(name, options.one(target, model), aliases)
     elif action == "rm":
         if name is None or name not in aliases:
             raise NotFound(
@@ -303,7 +303,7 @@ def alias(
         ui.talk("no aliases yet: mdl alias set NAME MODEL")
 
 
-def _set_alias(name: str | None, target: str, aliases: Mapping[str, str]) -> None:
+def set_alias(name: str | None, target: str, aliases: Mapping[str, str]) -> None:
     """Keep what a name means. A path is kept whole, and an alias as what it means now."""
     from pathlib import Path
 

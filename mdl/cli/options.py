@@ -1,6 +1,7 @@
 """Options that several commands share, declared once, and what they mean."""
 
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,6 +11,7 @@ from mdl import ui
 from mdl.errors import UsageError
 
 if TYPE_CHECKING:
+    from mdl.config import Settings
     from mdl.library import Library
 
 Model = Annotated[
@@ -61,19 +63,41 @@ def several(models: list[str] | None, option: str | None) -> list[str]:
     return given
 
 
-def open_library(*, ask: bool = True, insecure: Sequence[str] = (), **flags: Any) -> "Library":
+def open_library(
+    *, ask: bool = True, insecure: Sequence[str] = (), tolerant: bool = False, **flags: Any
+) -> "Library":
     """The library under these flags, by their names in `config.Settings`. With `ask` a person is asked which
-    of several models a name means. The registries of the models `insecure` may be asked by http."""
+    of several models a name means. The registries of the models `insecure` may be asked by http. With
+    `tolerant` a broken config.toml is no error, as in `usable_settings`."""
     from mdl import config
     from mdl.library import Library
 
-    settings = config.with_flags(config.load(), **{name: value or None for name, value in flags.items()})
+    loaded = usable_settings() if tolerant else config.load()
+    settings = config.with_flags(loaded, **{name: value or None for name, value in flags.items()})
     if insecure:
         from mdl.reference import Reference
 
         hosts = (*settings.insecure, *(Reference.parse(model).host for model in insecure))
         settings = config.with_flags(settings, insecure=hosts)
     return Library(settings, ui.choose if ask and ui.is_interactive() else None)
+
+
+def usable_settings() -> "Settings":
+    """The settings, for a command that only looks: it neither removes nor serves, and can do without the
+    network. If config.toml is broken that is told, and they are the defaults, offline; for the file may have
+    said `offline`, where models are, or whom to trust."""
+    from mdl import config
+
+    settings, broken = config.load_usable()
+    if broken:
+        _warn(f"{broken.message}\nmdl goes on with defaults, offline; mdl config edit mends it")
+    return settings
+
+
+@cache
+def _warn(text: str) -> None:
+    """Once in a process."""
+    ui.talk(f"mdl: {ui.inert(text)}")
 
 
 def as_folder(text: str | None, name: str | None) -> Path | None:
