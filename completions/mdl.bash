@@ -5,7 +5,7 @@
 _mdl_about() {
     case $1 in
         '')
-            arguments='download,list,inspect,resolve,rm,verify,prune,df,alias,login,logout,chat,serve,ps,stop,bench,completion'
+            arguments='download,list,inspect,resolve,rm,verify,prune,df,alias,catalog,search,config,login,logout,chat,serve,ps,stop,bench,completion'
             options='
                 --version
                 --help -h
@@ -36,6 +36,7 @@ _mdl_about() {
             options='
                 --versions
                 --adapters
+                --checkpoints
                 --sort=name,version,size,modified,-name,-version,-size,-modified
                 --filter=TEXT
                 --json
@@ -52,6 +53,7 @@ _mdl_about() {
                 --license
                 --metadata
                 --tensors
+                --settings
                 --key=TEXT
                 --remote
                 --ctx=TEXT
@@ -118,6 +120,38 @@ _mdl_about() {
                 --help -h
             '
             ;;
+        catalog)
+            arguments='TEXT'
+            options='
+                --family=TEXT
+                --fits
+                --limit=TEXT
+                --page=TEXT
+                --json
+                --quiet -q
+                --offline
+                --help -h
+            '
+            ;;
+        search)
+            arguments='TEXT...'
+            options='
+                --sort=TEXT
+                --limit=TEXT
+                --page=TEXT
+                --json
+                --quiet -q
+                --offline
+                --help -h
+            '
+            ;;
+        config)
+            arguments='TEXT'
+            options='
+                --json
+                --help -h
+            '
+            ;;
         login)
             arguments='TEXT'
             options='
@@ -171,6 +205,7 @@ _mdl_about() {
                 --ctx=TEXT
                 --gpu-layers=auto
                 --threads=TEXT
+                --adapter=MODEL
                 --idle=TEXT
                 --max-models=TEXT
                 --memory=TEXT

@@ -2,7 +2,7 @@
 
 # The words before the cursor that are neither options nor their values: a command and its arguments.
 function __mdl_words
-    set -l valued --model -m --destination --include --jobs --ctx --limit-rate --ca --sort --filter --key --sample --older-than --user -u --system --temperature --top-p --top-k --seed --max-tokens --stop --gpu-layers --threads --adapter --session --schema --pull --host --port --api-key --parallel --batch --idle --max-models --memory --allow-host --url --prompt --streams --tokens --repeat --svg
+    set -l valued --model -m --destination --include --jobs --ctx --limit-rate --ca --sort --filter --key --sample --older-than --family --limit --page --user -u --system --temperature --top-p --top-k --seed --max-tokens --stop --gpu-layers --threads --adapter --session --schema --pull --host --port --api-key --parallel --batch --idle --max-models --memory --allow-host --url --prompt --streams --tokens --repeat --svg
     set -l words (commandline -opc)
     set -e words[1]
     set -l is_value no
@@ -46,7 +46,7 @@ complete -c mdl -f
 complete -c mdl -n __mdl_expects_command -l version -d 'Print the version and leave'
 complete -c mdl -n __mdl_expects_command -l help -s h -d 'Show this message and exit'
 complete -c mdl -n __mdl_expects_command -a download -d 'Fetch models, or what of them is missing. Prints the folder of each'
-complete -c mdl -n __mdl_expects_command -a list -d 'The models on this machine'
+complete -c mdl -n __mdl_expects_command -a list -d 'The models on this machine. mdl list --adapters shows for which model each adapter was made, mdl list --checkpoints what training left in the configured folders: RUN:NAME, RUN@STEP and RUN@latest are names for all commands'
 complete -c mdl -n __mdl_expects_command -a inspect -d 'Header, files, template, licence and versions of a model, here or at its source'
 complete -c mdl -n __mdl_expects_command -a resolve -d 'How a reference is decided, step by step'
 complete -c mdl -n __mdl_expects_command -a rm -d 'Remove versions from the cache, with what only they use'
@@ -54,6 +54,9 @@ complete -c mdl -n __mdl_expects_command -a verify -d 'Check what is in the cach
 complete -c mdl -n __mdl_expects_command -a prune -d 'Remove from the cache what nothing uses'
 complete -c mdl -n __mdl_expects_command -a df -d 'What models take on the disk, and what sharing saves'
 complete -c mdl -n __mdl_expects_command -a alias -d 'Names of your own for models: mdl alias set fast Qwen/Qwen3-0.6B-GGUF:Q8_0'
+complete -c mdl -n __mdl_expects_command -a catalog -d 'Models that mdl recommends, by short names: mdl chat qwen3:4b.  mdl catalog all of them, and which fit this machine mdl catalog vision --fits those that see images and fit mdl catalog show qwen3:4b what is known of one mdl catalog refresh [ADDRESS] a newer catalog: https://… or oci://…; else catalog_url\'s mdl catalog reset the one that ships with mdl again'
+complete -c mdl -n __mdl_expects_command -a search -d 'Models to download, of the catalog and of Hugging Face, and whether they fit this machine.  mdl search TheBloke/llama of owners whose names begin so mdl search qwen coder 7b all words are in the name mdl search granite --sort likes --limit 50 --page 2'
+complete -c mdl -n __mdl_expects_command -a config -d 'What is set, by which file or variable, and changing it.  mdl config show all keys, their values and where those come from mdl config get jobs one value; secrets too mdl config set jobs 8 mdl config set hosts quay.io/ai-lab ghcr.io a list mdl config set aliases.fast Qwen/Qwen3-0.6B-GGUF:Q8_0 mdl config set api_key < FILE nobody sees it in the list of processes mdl config unset jobs back to the default mdl config edit in your editor; what is broken is not kept'
 complete -c mdl -n __mdl_expects_command -a login -d 'Keep credentials for a registry or Hugging Face, if they are right. Without HOST, list them'
 complete -c mdl -n __mdl_expects_command -a logout -d 'Forget the credentials for a registry or Hugging Face'
 complete -c mdl -n __mdl_expects_command -a chat -d 'Ask a model: one answer for a prompt or a pipe, else a conversation'
@@ -82,6 +85,7 @@ complete -c mdl -n '__mdl_command_is download pull' -a '(__mdl_models)'
 
 complete -c mdl -n '__mdl_command_is list ls' -l versions -d 'A line for each version'
 complete -c mdl -n '__mdl_command_is list ls' -l adapters -d 'Adapters too, in a section of their own'
+complete -c mdl -n '__mdl_command_is list ls' -l checkpoints -d 'Training checkpoints too, in a section of their own'
 complete -c mdl -n '__mdl_command_is list ls' -l sort -x -a 'name version size modified -name -version -size -modified' -d 'name, version, size or modified; -size turns it round'
 complete -c mdl -n '__mdl_command_is list ls' -l filter -x -d 'For instance \'size>1GB\' or \'format=gguf\''
 complete -c mdl -n '__mdl_command_is list ls' -l json -d 'Print one JSON document'
@@ -94,6 +98,7 @@ complete -c mdl -n '__mdl_command_is inspect show' -l template -d 'Only the chat
 complete -c mdl -n '__mdl_command_is inspect show' -l license -d 'Only the licence'
 complete -c mdl -n '__mdl_command_is inspect show' -l metadata -d 'Only the header\'s keys and values'
 complete -c mdl -n '__mdl_command_is inspect show' -l tensors -d 'Only the tensors'
+complete -c mdl -n '__mdl_command_is inspect show' -l settings -d 'Only settings and parameters, and where each comes from'
 complete -c mdl -n '__mdl_command_is inspect show' -l key -x -d 'The whole value of one key of the header'
 complete -c mdl -n '__mdl_command_is inspect show' -l remote -d 'What its source has, even if the model is here'
 complete -c mdl -n '__mdl_command_is inspect show' -l ctx -x -d 'Tokens of prompt and answer together'
@@ -140,6 +145,26 @@ complete -c mdl -n '__mdl_command_is alias' -l json -d 'Print one JSON document'
 complete -c mdl -n '__mdl_command_is alias' -l help -s h -d 'Show this message and exit'
 complete -c mdl -n '__mdl_command_is alias; and __mdl_expects_first_argument' -a 'list set rm'
 
+complete -c mdl -n '__mdl_command_is catalog' -l family -x -d 'Only the sizes of one model, such as qwen3'
+complete -c mdl -n '__mdl_command_is catalog' -l fits -d 'Only what this machine has the memory for'
+complete -c mdl -n '__mdl_command_is catalog' -l limit -x -d 'Lines of a page; all by default'
+complete -c mdl -n '__mdl_command_is catalog' -l page -x -d 'Which page to show'
+complete -c mdl -n '__mdl_command_is catalog' -l json -d 'Print one JSON document'
+complete -c mdl -n '__mdl_command_is catalog' -l quiet -s q -d 'Print only names or folders'
+complete -c mdl -n '__mdl_command_is catalog' -l offline -d 'Never use the network'
+complete -c mdl -n '__mdl_command_is catalog' -l help -s h -d 'Show this message and exit'
+
+complete -c mdl -n '__mdl_command_is search' -l sort -x -d 'downloads, likes, modified, created or trending'
+complete -c mdl -n '__mdl_command_is search' -l limit -x -d 'Models of a page'
+complete -c mdl -n '__mdl_command_is search' -l page -x -d 'Which page to show'
+complete -c mdl -n '__mdl_command_is search' -l json -d 'Print one JSON document'
+complete -c mdl -n '__mdl_command_is search' -l quiet -s q -d 'Print only names or folders'
+complete -c mdl -n '__mdl_command_is search' -l offline -d 'Never use the network'
+complete -c mdl -n '__mdl_command_is search' -l help -s h -d 'Show this message and exit'
+
+complete -c mdl -n '__mdl_command_is config' -l json -d 'Print one JSON document'
+complete -c mdl -n '__mdl_command_is config' -l help -s h -d 'Show this message and exit'
+
 complete -c mdl -n '__mdl_command_is login' -l user -s u -x -d 'Your name there'
 complete -c mdl -n '__mdl_command_is login' -l password-stdin -d 'Read the password or token from a pipe'
 complete -c mdl -n '__mdl_command_is login' -l insecure -d 'Ask the registry by http, or whatever its certificate says'
@@ -174,11 +199,12 @@ complete -c mdl -n '__mdl_command_is serve' -l model -s m -x -a '(__mdl_models)'
 complete -c mdl -n '__mdl_command_is serve' -l host -x -d 'The address to listen on'
 complete -c mdl -n '__mdl_command_is serve' -l port -x -d '0 takes any that is free'
 complete -c mdl -n '__mdl_command_is serve' -l api-key -x -d 'What clients must send; better set as MDL_API_KEY'
-complete -c mdl -n '__mdl_command_is serve' -l parallel -x -d 'Requests of a model answered at once'
-complete -c mdl -n '__mdl_command_is serve' -l batch -x -d 'Tokens of prompts computed in one step'
+complete -c mdl -n '__mdl_command_is serve' -l parallel -x -d 'Requests of a model answered at once; 4'
+complete -c mdl -n '__mdl_command_is serve' -l batch -x -d 'Tokens of prompts computed in one step; 512'
 complete -c mdl -n '__mdl_command_is serve' -l ctx -x -d 'Tokens of prompt and answer together'
 complete -c mdl -n '__mdl_command_is serve' -l gpu-layers -x -a 'auto' -d 'Layers on the GPU; auto: as many as fit'
 complete -c mdl -n '__mdl_command_is serve' -l threads -x -d 'Threads on the CPU'
+complete -c mdl -n '__mdl_command_is serve' -l adapter -x -a '(__mdl_models)' -d 'A LoRA adapter to apply; may be repeated'
 complete -c mdl -n '__mdl_command_is serve' -l idle -x -d 'Unload a model after this; 0 is never'
 complete -c mdl -n '__mdl_command_is serve' -l max-models -x -d 'Models loaded at once; 0: as many as fit'
 complete -c mdl -n '__mdl_command_is serve' -l memory -x -d 'What models may take of the memory, such as 8G'

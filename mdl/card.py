@@ -111,6 +111,15 @@ class Card:
         return Manifest(self.reference, offer.files, self.revision, self.source)
 
 
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """An entry of a source's list: what is said of a model, and its versions, the default first."""
+
+    reference: Reference
+    about: About
+    versions: tuple[str, ...]
+
+
 def of_manifest(manifest: Manifest, version: str, about: About = About(), tags: tuple[str, ...] = ()) -> Card:
     """The card of a source that has one version under a reference."""
     return Card(

@@ -62,10 +62,12 @@ class Entry:
     memory: int | None
     capabilities: tuple[str, ...] = ()
     parameters: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    other: str = ""  # the quantization that was asked for in place of the recommended one
 
     @property
     def name(self) -> str:
-        return f"{self.family}:{self.size}" if self.size else self.family
+        tag = "-".join(filter(None, (self.size, self.other.lower())))
+        return f"{self.family}:{tag}" if tag else self.family
 
     @property
     def quantization(self) -> str | None:
@@ -85,6 +87,7 @@ class Entry:
             reference=self.reference.with_version(quantization, self.reference.pin),
             download=size,
             memory=None if size is None else estimate.memory(size),
+            other=quantization,
         )
 
     def matches(self, terms: Sequence[str]) -> bool:
@@ -105,7 +108,7 @@ class Catalog:
     problem: str = ""
 
     def find(self, text: str) -> Entry | None:
-        """What a short name means: a model in its usual size, one of its sizes, one of their quantizations."""
+        """What a short name means: a model in its usual size, in another, or at another quantization."""
         family, _, tag = text.casefold().partition(":")
         sizes = [entry for entry in self.entries if entry.family == family]
         for entry in sizes:
@@ -150,7 +153,7 @@ def catalog() -> Catalog:
     except (OSError, MdlError):  # there is no copy, or no home
         return shipped
     try:
-        copy = _read(path, stamp.st_mtime_ns, stamp.st_size)
+        copy = _read(path, (stamp.st_mtime_ns, stamp.st_size))
     except MdlError as failure:
         return replace(shipped, problem=failure.message)
     own = tuple(entry for entry in shipped.entries if entry.file)
@@ -192,12 +195,14 @@ def parse(data: bytes, path: Path, *, shipped: bool = False) -> Catalog:
     return Catalog(entries, _text(document, "updated", "the catalog"), path)
 
 
-def check(found: Catalog) -> None:
-    """That the parameters of all entries are such. Raises UsageError."""
+def checked(data: bytes, path: Path) -> Catalog:
+    """A catalog that came from elsewhere, and of which even the parameters are such. Raises UsageError."""
     from mdl import parameters
 
+    found = parse(data, path)
     for entry in found.entries:
         parameters.profile(entry.parameters, entry.name)
+    return found
 
 
 # From TOML to records
@@ -209,7 +214,7 @@ def _shipped() -> Catalog:
 
 
 @lru_cache(2)
-def _read(path: Path, modified: int, size: int) -> Catalog:
+def _read(path: Path, _stamp: tuple[int, int]) -> Catalog:
     """A copy, read once as long as it stays the same. Raises UsageError, also where it cannot be read."""
     from mdl.header import open_file
 

@@ -8,13 +8,16 @@ from mdl.model import File, Model
 
 if TYPE_CHECKING:
     from mdl.card import Offer
+    from mdl.catalog import Entry
     from mdl.checkpoints import Checkpoint
+    from mdl.estimate import Place
     from mdl.fetch import Plan
     from mdl.garbage import Piece
     from mdl.header import Facts
     from mdl.library import Resolution
     from mdl.machine import Machine
     from mdl.memory import Fit, Need, Part
+    from mdl.search import Match
     from mdl.survey import Survey
     from mdl.usage import Share, Usage
     from mdl.verification import Finding, Report
@@ -176,6 +179,59 @@ def _offer(offer: "Offer") -> dict[str, Any]:
     }
 
 
+def entry(entry: "Entry", place: "Place | None", here: bool) -> dict[str, Any]:
+    """One size of a model of the catalog: `size` and `memory` are bytes, and rough; `recommended` are the
+    parameters that its makers recommend; `place` is where on this machine it finds room."""
+    return {
+        "name": entry.name,
+        "family": entry.family,
+        "default": entry.is_default,
+        "reference": str(entry.reference) if entry.reference else None,
+        "description": entry.description,
+        "license": entry.license,
+        "capabilities": list(entry.capabilities),
+        "parameters": entry.parameter_count,
+        "context_length": entry.context,
+        "quantization": entry.quantization,
+        "recommended": dict(entry.parameters),
+        "size": entry.download,
+        "memory": entry.memory,
+        **_place(place),
+        "here": here,
+    }
+
+
+def match(match: "Match") -> dict[str, Any]:
+    """A repository that a search found. `size`, `memory` and what fits are of `version`, the default, and
+    rough; `best` is the best version that fits."""
+    about = match.listed.about
+    return {
+        "reference": str(match.listed.reference),
+        "version": next(iter(match.listed.versions), None),
+        "versions": list(match.listed.versions),
+        "downloads": about.downloads,
+        "likes": about.likes,
+        "modified": about.modified.isoformat() if about.modified else None,
+        "license": about.license,
+        "gate": about.gate,
+        "private": about.private,
+        "task": about.task,
+        "architecture": about.architecture,
+        "parameters": about.parameters,
+        "context_length": about.context_length,
+        "size": match.size,
+        "memory": match.memory,
+        **_place(match.place),
+        "best": match.best,
+        "here": match.here,
+    }
+
+
+def _place(place: "Place | None") -> dict[str, bool | None]:
+    known = place is not None
+    return {"fits": place != "no" if known else None, "on_gpu": place == "on GPU" if known else None}
+
+
 def plan(plan: "Plan") -> dict[str, Any]:
     """What a download would do."""
     files = [
@@ -213,7 +269,7 @@ def resolution(resolution: "Resolution") -> dict[str, Any]:
 
 def usage(usage: "Usage") -> dict[str, Any]:
     """What the cache takes, in bytes."""
-    totals = ("size", "saved", "on_disk", "partial", "unused", "copied", "free")
+    totals = ("size", "saved", "on_disk", "partial", "converted", "unused", "copied", "free")
     return {
         "models": [_share(share) for share in usage.shares],
         "totals": {name: getattr(usage, name) for name in totals},

@@ -3,8 +3,9 @@ what such files hold.
 """
 
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
 
 from mdl.errors import DiskError, IntegrityError, NotFound, UnsupportedModel, UsageError
@@ -16,6 +17,7 @@ from mdl.transports.registry import Registry, is_loopback
 if TYPE_CHECKING:
     from mdl.settings import Settings
 
+T = TypeVar("T")
 _LIMITS = Limits(retries=3, backoff=0.5, longest_wait=30)  # somebody waits
 _HINT = "write https://host/file, or oci://host/path:tag"
 
@@ -39,6 +41,23 @@ def fetch(address: str, settings: "Settings", title: str, most: int) -> bytes:
     if answer.status != 200:
         raise refusal(answer.status, answer.url)
     return answer.body
+
+
+def refresh(address: str, settings: "Settings", path: Path, most: int, check: Callable[[bytes], T]) -> T:
+    """Put what lies at an address in the place of a file, if `check` raises no UsageError; what it returns.
+
+    The layer of an artifact has the name of the file. Raises what `fetch` does, IntegrityError for what
+    cannot be used, DiskError.
+    """
+    data = fetch(address, settings, path.name, most)
+    try:
+        checked = check(data)
+    except UsageError as failure:
+        raise IntegrityError(
+            f"{_named(address)} cannot be used: {failure.message}", hint="what was there before stays"
+        ) from None
+    keep(path, data)
+    return checked
 
 
 def keep(path: Path, data: bytes) -> None:

@@ -243,6 +243,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self._content(path, query)
         if unquote(path) in self.hub.pages:
             return self.hub.pages[unquote(path)]
+        if path == "/api/models":
+            return self._list(query)
         if match := _API.fullmatch(path):
             return self._ask(match[1], match[2] or "revision", unquote(match[3] or "main"), query)
         if match := _SMALL.fullmatch(path):
@@ -284,6 +286,31 @@ class _Handler(BaseHTTPRequestHandler):
             return _json({**asked, **state})
         return self._tree(repository.commits[sha], int(query.get("cursor", ["0"])[0]))
 
+    def _list(self, query: dict[str, list[str]]) -> Answer:
+        """As the real one: all words in the name, the whole name of the owner, all tags; pages by Link."""
+
+        def wanted(repository: Repository) -> bool:
+            name = repository.name.lower()
+            owner = repository.name.partition("/")[0]
+            seen = not repository.private or token == GOOD
+            words = query.get("search", [""])[0].lower().split()
+            author = query.get("author", [owner])[0]
+            has = set(query.get("filter", [])) <= set(_tags(repository))
+            return seen and has and author == owner and all(word in name for word in words)
+
+        token = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
+        if token and not token.startswith("hf_"):
+            return _error(401, "", "Invalid credentials in Authorization header")
+        key = query.get("sort", ["trendingScore"])[0]
+        found = sorted(filter(wanted, self.hub.repositories.values()), key=lambda r: r.info.get(key) or 0)
+        entries = [_entry_of_list(repository, query.get("expand", [])) for repository in reversed(found)]
+        start, count = (
+            int(query.get(name, [default])[0]) for name, default in (("cursor", "0"), ("limit", "1000"))
+        )
+        stop = start + min(count, self.hub.page)
+        more = {"Link": f'<{self.hub.url}{self.path.partition("&cursor")[0]}&cursor={stop}>; rel="next"'}
+        return _json(entries[start:stop], headers=more if stop < len(entries) else {})
+
     def _tree(self, files: Mapping[str, bytes], start: int) -> Answer:
         entries = [entry(path, content) for path, content in files.items()]
         stop = start + self.hub.page
@@ -316,6 +343,24 @@ class _Handler(BaseHTTPRequestHandler):
             return Answer(403, b"no signature")
         owner, name, sha, file = unquote(path[1:]).split("/", 3)
         return _bytes(self.hub.repositories[f"{owner}/{name}"].commits[sha][file])
+
+
+def _tags(repository: Repository) -> list[str]:
+    files = repository.commits[repository.branches["main"]]
+    gguf = ["gguf"] if any(name.endswith(".gguf") for name in files) else []
+    return [*repository.info.get("tags", []), *gguf]
+
+
+def _entry_of_list(repository: Repository, asked: list[str]) -> dict[str, Any]:
+    files = repository.commits[repository.branches["main"]]
+    known = {
+        **repository.info,
+        "private": repository.private,
+        "gated": repository.gated,
+        "tags": _tags(repository),
+        "siblings": [{"rfilename": name} for name in files],
+    }
+    return {"id": repository.name, **{name: known[name] for name in asked if name in known}}
 
 
 def _bytes(content: bytes) -> Answer:

@@ -76,9 +76,11 @@ def test_a_prefix_without_a_slash_finds_short_names_full_ones_and_the_catalog(
     environment: dict[str, str],
 ) -> None:
     granite = ["granite-7b-lab", "granite-7b-lab:v1.1", "granite-7b-lab:v1.2"]
-    assert asked(environment, "model", "gran") == granite
+    assert asked(environment, "model", "granite-") == granite
     assert asked(environment, "model", "granite-7b-lab:v1.2") == ["granite-7b-lab:v1.2"]
-    assert asked(environment, "model", "d") == ["demo"]
+    assert asked(environment, "model", "dem") == ["demo"]
+    assert asked(environment, "model", "mistral-s") == ["mistral-small"]
+    assert asked(environment, "model", "granite3.3:") == ["granite3.3:2b", "granite3.3:8b"]
     everything = asked(environment, "model", "")
     assert {"demo", "huggingface.co/one/twin:Q8_0", *granite} <= set(everything)
 
@@ -99,7 +101,7 @@ def test_a_name_that_two_models_share_is_not_offered(environment: dict[str, str]
 @pytest.mark.parametrize("prefix", ["", "Qwen/", "quay.io/"])
 def test_every_name_that_is_offered_resolves(prefix: str, environment: dict[str, str], home: Path) -> None:
     library = Library(Settings(home))
-    assert [name for name in asked(environment, "model", prefix) if not library.resolve(name).model] == []
+    assert [name for name in asked(environment, "model", prefix) if not library.resolve(name).reference] == []
 
 
 @pytest.mark.parametrize(
@@ -271,7 +273,7 @@ def terminal(request: pytest.FixtureRequest, environment: dict[str, str]) -> Ite
         ("mdl run dem", "mdl run demo "),
         ("mdl chat --temperature 1 -m dem", "mdl chat --temperature 1 -m demo "),
         ("mdl chat --model=dem", "mdl chat --model=demo "),
-        ("mdl chat gran", "mdl chat granite-7b-lab"),
+        ("mdl chat granite-", "mdl chat granite-7b-lab"),
         ("mdl chat granite-7b-lab:", "mdl chat granite-7b-lab:v1."),
         ("mdl chat granite-7b-lab:v1.2", "mdl chat granite-7b-lab:v1.2 "),
         ("mdl chat --model=granite-7b-lab:v1.2", "mdl chat --model=granite-7b-lab:v1.2 "),

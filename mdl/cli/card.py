@@ -20,7 +20,7 @@ def show(found: "Survey", here: Collection[str]) -> None:
     """A card as data; the next command to run as talk."""
     for label, value in _facts(found):
         if value:
-            _show_fact(label, value)
+            show_fact(label, value)
     if found.card.offers:
         ui.out("")
         _show_versions(found, here)
@@ -77,7 +77,8 @@ def machine_line(machine: Mapping[str, Any]) -> str:
     return ", ".join([own, *([f"{ui.size(limit)} may be used"] if limit else []), *gpus])
 
 
-def _show_fact(label: str, value: str) -> None:
+def show_fact(label: str, value: str) -> None:
+    """A line, or several where it is long, with its label."""
     text = ui.inert(value, one_line=True)
     room = max(min(COLUMNS, ui.columns()) - LABEL, LABEL)
     lines = textwrap.wrap(text, room, break_long_words=False, break_on_hyphens=False)

@@ -157,7 +157,7 @@ def read(content: Mapping[str, Any], *, image: bool = False) -> Artifact:
 
 
 def titled(content: Mapping[str, Any], title: str) -> Layer:
-    """The layer of a manifest that has a title, or is the only one. Raises UnsupportedModel, IntegrityError."""
+    """The layer of that title, or the only one. Raises UnsupportedModel, IntegrityError."""
     layers = [] if is_index(content) else _layers(content)
     found = [layer for layer in layers if name_of(layer).removeprefix("./") == title] or layers
     if len(found) != 1:

@@ -18,9 +18,9 @@ from urllib.parse import quote, unquote
 
 import httpx2
 from huggingface_hub import HfApi, constants, errors, get_token, set_client_factory
-from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.hf_api import ExpandModelProperty_T, ModelInfo, ModelSort_T, RepoFile
 
-from mdl.card import MOST_OFFERS, About, Card, Offer
+from mdl.card import MOST_OFFERS, About, Card, Listed, Offer
 from mdl.errors import (
     AuthError,
     DiskError,
@@ -54,6 +54,17 @@ MOST_REFS = 1000  # branches and tags of a card
 SHORTEST_COMMIT = 7
 # What tells the wire whose request it is and whom to trust for it; these headers go no further.
 _HUB, _CA = "X-Mdl-Hub", "X-Mdl-Ca"
+_SORTS: dict[str, ModelSort_T] = {
+    "downloads": "downloads",
+    "likes": "likes",
+    "modified": "last_modified",
+    "created": "created_at",
+    "trending": "trending_score",
+}
+# What is asked for of each entry of a list.
+_LISTED: list[ExpandModelProperty_T] = [
+    *("downloads", "gated", "gguf", "lastModified", "likes", "pipeline_tag", "private", "siblings", "tags"),
+]
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _UNDERSTOOD = ("content-type", "link", "x-error-code", "x-error-message")
 _STUMBLES = (ValueError, TypeError, LookupError, AttributeError, RecursionError, httpx2.InvalidURL)
@@ -133,6 +144,26 @@ class HuggingFace:
             tree = self._listed(reference, reference.pin)
             branches, tags = self._refs(reference)
         return tuple(dict.fromkeys((*labels(tree.files), *branches, *tags)))
+
+    def search(self, words: str, author: str, sort: str, most: int) -> list[Listed]:
+        """The repositories of GGUF files that have all the words in their names, at most so many.
+
+        `author` is the exact name of their owner, "" for anybody; `sort` is one of `search.SORTS`, the most
+        first. Raises AuthError, NetworkError.
+        """
+        try:
+            with self._understood():
+                found = self._api.list_models(
+                    filter="gguf",
+                    search=words or None,
+                    author=author or None,
+                    sort=_SORTS[sort],
+                    limit=most,
+                    expand=_LISTED,
+                )
+                return [one for info in found if (one := _listed(info)) is not None]
+        except errors.HfHubHTTPError as error:
+            raise self._refused(error.response.status_code) from None
 
     def _offered(self, reference: Reference) -> tuple["Tree", Choice | None, str]:
         """The files that a reference is about, and what would be taken of them or why nothing would."""
@@ -331,6 +362,28 @@ def _choices(tree: Tree) -> list[Choice]:
         return choices(tree.sizes, tree.revision.name or MAIN, MOST_OFFERS)
     except UnsupportedModel:  # what it holds instead is the card's problem
         return []
+
+
+def _listed(info: ModelInfo) -> Listed | None:
+    """An entry of a hub's list; None where its name is none."""
+    try:
+        reference = _repository(info.id)
+    except UsageError:
+        return None
+    names = [file.rfilename for file in (info.siblings or [])[:MOST_ENTRIES]]
+    try:
+        found = choices(dict.fromkeys(names, 0), MAIN, MOST_OFFERS)
+    except UnsupportedModel:
+        found = []
+    modified = info.last_modified.isoformat() if info.last_modified else None
+    about = hubcard.about({**vars(info), "lastModified": modified})
+    return Listed(reference, about, tuple(choice.version for choice in found if not choice.problem))
+
+
+def _repository(name: object) -> Reference:
+    if not isinstance(name, str):
+        raise TypeError
+    return Reference.parse(f"hf://{name}")
 
 
 def _offer(choice: Choice, tree: Tree) -> Offer:
