@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mdl import config, packaged, parameters
+from mdl import config, packaged, parameters, profilefile
 from mdl.engine.request import EngineSettings, Sampling
 from mdl.profiles import Profile, merged
 
@@ -78,7 +78,8 @@ def of(
 
     Raises UsageError for what the environment says that cannot be; what files say wrongly becomes a note.
     """
-    found = [*_of_model(model, weights), *_of_environment()]
+    written = (Layer(*found) for found in profilefile.matching(model, name, path))
+    found = [*_of_model(model, weights), *written, *_of_environment()]
     return Layers(tuple(layer for layer in found if layer.profile != Profile()))
 
 

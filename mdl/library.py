@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
 
 from mdl.config import Settings
+from mdl.describing import describe, model_at
 from mdl.errors import AuthError, Busy, MdlError, NetworkError, NotFound, UnsupportedModel, UsageError
-from mdl.model import API, METADATA_NAME, File, Manifest, Model, Summary
+from mdl.model import API, Manifest, Model, Summary
 from mdl.reference import APIS, LONGEST, Reference, show
 from mdl.store import Store
 from mdl.traffic import Traffic
@@ -20,8 +21,9 @@ if TYPE_CHECKING:
     from mdl.checkpoints import Checkpoint
     from mdl.download import Progress
     from mdl.fetch import Fetcher, Plan
+    from mdl.profilefile import Asked
     from mdl.transports import Transport
-    from mdl.weights import Refusal, Weights
+    from mdl.weights import Weights
 
 T = TypeVar("T")
 _UNKNOWN = datetime.fromtimestamp(0, UTC)
@@ -58,6 +60,11 @@ class Resolution(NamedTuple):
     reference: Reference | None = None
     model: Model | None = None
     others: tuple[Reference, ...] = ()
+
+    @property
+    def is_named(self) -> bool:
+        """Whether the user gave it this name, by an alias or in a profile."""
+        return any(step.step in ("alias", "profile") and step.outcome == "found" for step in self.steps)
 
 
 class Watch(NamedTuple):
@@ -98,6 +105,17 @@ class Library:
         """
         return self._decide(text, [])
 
+    def names(self) -> list[str]:
+        """The user's own names of models: aliases, and those in profiles."""
+        from mdl import profilefile
+
+        return list(dict.fromkeys((*self.settings.aliases, *profilefile.names())))
+
+    def asked(self, text: str, asked: "Asked") -> Resolution:
+        """The same for somebody who asks for a model in a certain way: a name of a profile may stand for
+        another model then."""
+        return self._decide(text, [], asked)
+
     def explain(self, text: str) -> tuple[Resolution, MdlError | None]:
         """The same, with the steps that were taken even where `resolve` raises, and what it raises."""
         steps: Steps = []
@@ -107,12 +125,14 @@ class Library:
             steps.append(Step("end", "error", failure.message))
             return Resolution(text, text, tuple(steps)), failure
 
-    def _decide(self, text: str, steps: Steps) -> Resolution:
+    def _decide(self, text: str, steps: Steps, asked: "Asked | None" = None) -> Resolution:
         model = self._look_at_path(text, steps)
         name = text
         if model is None and (meant := self._look_among_aliases(text, steps)):
             name = meant
             model = self._look_at_path(name, steps)
+        if model is None:
+            model, name = self._look_among_profiles(name, asked, steps)
         model = model or self._look_at_api(name, steps)
         model = model or self._look_in_cache(name, steps) or self._look_among_checkpoints(name, steps)
         if model is None:
@@ -332,7 +352,7 @@ class Library:
             return None
         if not path.exists():
             raise NotFound(f"there is no file or folder {show(str(path), 200)}", hint="check the path")
-        model = _model_at(path)
+        model = model_at(path)
         if isinstance(model, Model):
             steps.append(Step("path", "found", str(path.absolute())))
             return model
@@ -413,7 +433,7 @@ class Library:
         if entry.file is None:
             steps.append(Step("catalog", "found", f"{text} is {entry.reference}"))
             return self._look_in_cache(str(entry.reference), steps), str(entry.reference)
-        model = _model_at(entry.file)
+        model = model_at(entry.file)
         if not isinstance(model, Model):
             raise UnsupportedModel(model.message, "reinstall mdl: what ships with it is damaged")
         steps.append(Step("catalog", "found", str(entry.file)))
@@ -426,6 +446,36 @@ class Library:
         elif self.settings.aliases:
             steps.append(Step("alias", "miss", f"{show(text)} is none of the {len(self.settings.aliases)}"))
         return target
+
+    def _look_among_profiles(
+        self, text: str, asked: "Asked | None", steps: Steps
+    ) -> tuple[Model | None, str]:
+        """The model that a profile gives this name to; else the name under which it could be fetched."""
+        from mdl import profilefile
+
+        meant = profilefile.meant(text, asked or profilefile.Asked(), self)
+        if meant is None:
+            return None, text
+        source = f"{show(text)} is a name in {meant.profile.source}"
+        if meant.model is not None:
+            steps.append(Step("profile", "found", f"{source}: {meant.model.reference}"))
+            return meant.model, str(meant.model.reference)
+        steps.append(Step("profile", "miss", f"{source}, whose models are not here"))
+        return None, meant.reference or text
+
+    def found(self, text: str) -> Model | None:
+        """The model here that a profile names so, by a path or a reference; None where none is."""
+        with contextlib.suppress(MdlError):
+            model = self._look_at_path(text, []) or self._look_in_cache(text, [])
+            return model or self._look_among_checkpoints(text, []) or self._look_in_catalog(text, [])[0]
+        return None
+
+    def everything(self) -> Models:
+        """All that is here: the cache, and what ships with mdl."""
+        from mdl.catalog import catalog
+
+        shipped = (self.found(entry.name) for entry in catalog().entries if entry.file is not None)
+        return [*self.store.models(), *(model for model in shipped if model is not None)]
 
     def _look_remotely(self, text: str, steps: Steps) -> References:
         """Where it can be fetched from: one place, or for a short name all that are configured."""
@@ -641,40 +691,12 @@ _GGUF_HINTS = {
 }
 
 
-def describe(folder: Path) -> Model:
-    """A folder without `.metadata`, from its content; the digests of its files are not known."""
-    found = _model_at(folder)
-    if isinstance(found, Model):
-        return replace(found, place=None)
-    reference = Reference("short", "", "model")
-    files = tuple(_file(path, folder) for path in sorted(folder.rglob("*")) if path.is_file())
-    return Model(reference, folder, files, problem="" if found.is_model else found.message)
-
-
-def _model_at(path: Path) -> "Model | Refusal":
-    """The model that a path is, or why it is none."""
-    from mdl.weights import Refusal, identify
-
-    found = identify(path)
-    if isinstance(found, Refusal):
-        return found
-    path = path.absolute()
-    folder = path if path.is_dir() else path.parent
-    paths = [*found.files, *([found.projector] if found.projector else [])]
-    if path.is_dir():
-        paths = sorted(file for file in path.rglob("*") if file.is_file() and file.name != METADATA_NAME)
-    files = tuple(_file(file.absolute(), folder) for file in paths)
-    modified = datetime.fromtimestamp(found.first.stat().st_mtime, UTC)
-    reference = Reference("file", "", path.as_posix())
-    return Model(reference, folder, files, _summary(found), modified=modified, place=path)
-
-
 def _checkpoint(found: "Checkpoint") -> Model:
     """What a checkpoint is, under the name of its run; with a problem where it is no model."""
     reference = Reference("file", "", found.path.as_posix())
     if found.has_plain_name:
         reference = Reference("short", "", found.run, found.name)
-    model = _model_at(found.path)
+    model = model_at(found.path)
     if not isinstance(model, Model):
         model = Model(reference, found.path, (), problem=model.message, place=found.path)
     return replace(
@@ -683,26 +705,6 @@ def _checkpoint(found: "Checkpoint") -> Model:
         summary=model.summary._replace(kind="checkpoint"),
         modified=found.modified,
         place=found.path,
-    )
-
-
-def _file(path: Path, folder: Path) -> File:
-    from mdl.weights import role
-
-    name = path.relative_to(folder).as_posix()
-    return File(name, path.stat().st_size, role=role(name))
-
-
-def _summary(found: "Weights") -> Summary:
-    facts = found.facts
-    return Summary(
-        kind=found.kind,
-        format=found.format,
-        architecture=facts.architecture,
-        parameters=facts.parameters,
-        context_length=facts.context_length,
-        quantization=facts.quantization,
-        license=facts.license,
     )
 
 

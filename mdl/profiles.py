@@ -24,7 +24,7 @@ class Profile:
 
     `sampling` has values of Sampling, `settings` those of EngineSettings; what is not there is not set.
     `template` is Jinja, None where the model's own is to be used, and `template_source` tells where that came
-    from. `messages` begin every conversation. `adapters` are files to load with the weights.
+    from; `completion_template` is the same for texts that are gone on with. `messages` begin every conversation. `adapters` are files to load with the weights.
     `ignored` are parameters that mean nothing here, `notes` what could not be used, and why.
     """
 
@@ -33,6 +33,7 @@ class Profile:
     settings: Mapping[str, Any] = field(default_factory=dict)
     template: str | None = None
     template_source: str = ""
+    completion_template: str | None = None
     messages: "tuple[Message, ...]" = ()
     adapters: tuple[Path, ...] = ()
     ignored: tuple[str, ...] = ()
@@ -90,6 +91,11 @@ def merged(*profiles: Profile) -> Profile:
             settings={**result.settings, **profile.settings},
             template=result.template if profile.template is None else profile.template,
             template_source=profile.template_source or result.template_source,
+            completion_template=(
+                result.completion_template
+                if profile.completion_template is None
+                else profile.completion_template
+            ),
             messages=profile.messages or result.messages,
             adapters=(*result.adapters, *profile.adapters),
             ignored=(*result.ignored, *profile.ignored),

@@ -77,7 +77,7 @@ class Generation:
 
     @asynccontextmanager
     async def _answers(self, name: str, path: str, asked: Asked) -> AsyncIterator[Pieces]:
-        model = await self.service.names.find(name)
+        model = await self.service.names.find(name, path)
         async with self.service.pool.borrow(model, asked.keep_alive) as lent:
             profile = await self.service.names.profile(name, path, lent)
             watch = self.service.metrics.answer(str(model.reference))

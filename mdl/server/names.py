@@ -1,8 +1,8 @@
 """Which model a request means, and what to load of it. Knows no HTTP, and fetches nothing."""
 
 import asyncio
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from time import monotonic
 from typing import NamedTuple, Protocol
 
@@ -12,6 +12,7 @@ from mdl.engine.request import EngineFiles
 from mdl.errors import Busy, MdlError, NotFound, UnsupportedModel, UsageError
 from mdl.library import Library
 from mdl.model import Model
+from mdl.profilefile import Asked
 from mdl.profiles import Profile
 from mdl.reference import show
 from mdl.server.failure import Refused
@@ -48,7 +49,8 @@ class Names:
     def __init__(self, library: Library, served: tuple[str, ...] = ()) -> None:
         self._library = library
         self.served = {name: _present(library, name) for name in served}
-        self._remembered: dict[str, tuple[float, Model]] = {}
+        self.loaded: Callable[[Model], bool] = lambda _: False  # whether it is up, where somebody knows
+        self._remembered: dict[tuple[str, str], tuple[float, Model]] = {}
         self._profiles: dict[tuple[str, str, Key], tuple[float, Profile]] = {}
 
     def default(self, name: str | None) -> str:
@@ -59,21 +61,23 @@ class Names:
             return next(iter(self.served))
         raise Refused("model is missing", "GET /v1/models lists what there is", param="model")
 
-    async def find(self, name: str) -> Model:
-        """Raises NotFound for what is not here or not served, Refused for what cannot be a name."""
+    async def find(self, name: str, path: str = "") -> Model:
+        """What is meant by a name over this API path. Raises NotFound for what is not here or not served,
+        Refused for what cannot be a name."""
         if name in self.served:
             return self.served[name]
-        moment, model = self._remembered.get(name, (0.0, None))
+        moment, model = self._remembered.get((name, path), (0.0, None))
         if model is None or monotonic() - moment > REMEMBERED_SECONDS:
-            model = await asyncio.to_thread(self._find, name)
+            model = await asyncio.to_thread(self._find, name, path)
             if len(self._remembered) >= MOST_REMEMBERED:
                 self._remembered.clear()
-            self._remembered[name] = monotonic(), model
+            self._remembered[name, path] = monotonic(), model
         return model
 
     async def all(self) -> dict[str, Model]:
-        """Name and model of all that can be asked for."""
-        return self.served or await asyncio.to_thread(self._all)
+        """Name and model of all that can be asked for: also by names of the user's, in profiles and aliases.
+        """
+        return await asyncio.to_thread(self._all)
 
     async def profile(self, name: str, path: str, lent: Lent) -> Profile:
         """How a model is used that was asked for by this name and over this API path."""
@@ -91,24 +95,28 @@ class Names:
         """What was here may not be any more."""
         self._remembered.clear()
 
-    def _find(self, name: str) -> Model:
-        model = self._resolved(name)
-        if self.served and key(model) not in map(key, self.served.values()):
+    def _is_served(self, model: Model) -> bool:
+        return not self.served or key(model) in map(key, self.served.values())
+
+    def _find(self, name: str, path: str = "") -> Model:
+        model = self._resolved(name, path)
+        if not self._is_served(model):
             raise NotFound(f"{show(name)} is not served here", hint=f"served: {', '.join(self.served)}")
         return model
 
-    def _resolved(self, name: str) -> Model:
+    def _resolved(self, name: str, path: str) -> Model:
         # A client has no business with the files beside the server, not even whether they are there.
         if name.startswith(PATHS):
             raise _missing(name)
         try:
-            resolution = self._library.resolve(name)
+            resolution = self._library.asked(name, Asked(path, self._is_served, self.loaded))
         except (NotFound, UnsupportedModel):
             raise _missing(name) from None
         except UsageError as error:
             raise Refused(error.message, error.hint, param="model") from None
         model = resolution.model
-        if model is not None and model.place is not None and model.reference.scheme == "file":
+        is_file = model is not None and model.place is not None and model.reference.scheme == "file"
+        if is_file and not resolution.is_named:
             raise _missing(name)
         if model is None:
             source = resolution.reference
@@ -116,6 +124,13 @@ class Names:
         return model
 
     def _all(self) -> dict[str, Model]:
+        found = dict(self.served or self._here())
+        for name in self._library.names():
+            with suppress(MdlError):  # what it stands for is not here
+                found.setdefault(name, self._find(name))
+        return found
+
+    def _here(self) -> dict[str, Model]:
         here = {str(model.reference): model for model in self._library.list() if _can_answer(model)}
         for entry in catalog().entries:
             if entry.file and (model := self._library.resolve(entry.name).model):

@@ -107,6 +107,10 @@ class Pool:
         """The engines that there are, in the order in which they came."""
         return tuple(self._entries.values())
 
+    def has(self, model: Model) -> bool:
+        """Whether it is up, or on its way."""
+        return key(model) in self._entries
+
     @asynccontextmanager
     async def borrow(self, model: Model, keep_alive: float | None = None) -> AsyncIterator[Entry]:
         """The model's engine, loaded, and its profile. All who ask for one that is loading wait for the same

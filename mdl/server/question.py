@@ -60,7 +60,7 @@ class Question:
                     await _send_in_pieces(answer, send)
 
     async def _result(self, name: str, path: str, asked: Asked) -> Any:
-        model = await self.service.names.find(name)
+        model = await self.service.names.find(name, path)
         async with self.service.pool.borrow(model, asked.keep_alive) as lent:
             profile = await self.service.names.profile(name, path, lent)
             return await result(lent.engine, *asked.question(profile))

@@ -38,6 +38,7 @@ def serve(library: Library, options: ServeOptions, ready: Callable[[str], None])
     names = Names(library, options.models)
     bounds = Bounds(options.memory, options.max_models, options.idle_seconds, options.limits.room_seconds)
     pool = Pool(partial(files, library, adapters=options.adapters), options.engine, bounds, options.unsaid)
+    names.loaded = pool.has
     jobs = Jobs(library, options.limits)
     service = Service(names, pool, Room(options.limits), library, jobs)
     with listen(options) as sock:

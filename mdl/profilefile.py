@@ -1,0 +1,211 @@
+"""The profiles that there are, those of the user and those that ship with mdl, and which of them count.
+Knows no engine and no terminal.
+
+The user's are files in `profiles/` beside config.toml, in the order of their names. Those that ship with mdl
+are defaults: a later version of them may lie in the data folder. A user's profile of the same title takes the
+place of a shipped one; else both count, and what the user's one sets goes first.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from fnmatch import fnmatchcase
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from mdl import config
+from mdl.errors import MdlError, NotFound
+from mdl.model import Model
+from mdl.profiles import Profile
+from mdl.profiletext import Written, load, parse, read
+
+SHIPPED = Path(__file__).parent / "shipped" / "profiles.toml"
+REFRESHED = "profiles.toml"  # in the data folder: newer ones than those that came with mdl
+MOST_FILES = 1000
+
+
+class Shelf(NamedTuple):
+    """The profiles, and what could not be read of them."""
+
+    written: tuple[Written, ...]
+    failures: tuple[MdlError, ...] = ()
+
+
+class Asked(NamedTuple):
+    """How somebody asks for a model: over which API path, if any. `allowed` are the models that may be meant,
+    and `loaded` those that are up, which are taken first."""
+
+    path: str = ""
+    allowed: Callable[[Model], bool] = lambda _: True
+    loaded: Callable[[Model], bool] = lambda _: False
+
+
+class Here(Protocol):
+    """What is on this machine."""
+
+    def found(self, text: str) -> Model | None:
+        """By a reference or a path."""
+
+    def everything(self) -> Iterable[Model]: ...
+
+
+class Meant(NamedTuple):
+    """What a name stands for: the first model of its profiles that is here; else the reference of the first
+    that could be fetched."""
+
+    profile: Written
+    model: Model | None
+    reference: str | None
+
+
+def folder() -> Path:
+    """Where the user's profiles are."""
+    return config.config_path().parent / "profiles"
+
+
+def users() -> Shelf:
+    """The user's own, in the order in which they count. What is broken is left out, and told."""
+    written: list[Written] = []
+    failures: list[MdlError] = []
+    for path in _files(folder()):
+        try:
+            written += read(path)
+        except MdlError as failure:
+            failures.append(failure)
+    return Shelf(tuple(written), tuple(failures))
+
+
+def shipped() -> Shelf:
+    """Those that ship with mdl, or what `refresh` put in their place."""
+    failures: tuple[MdlError, ...] = ()
+    for path in (config.data_path() / REFRESHED, SHIPPED):
+        try:
+            if path.exists():
+                return Shelf(_shipped(path), failures)
+        except MdlError as failure:
+            failures = (*failures, failure)
+    return Shelf((), failures)
+
+
+def all_profiles() -> Shelf:
+    """The user's first; a shipped one of the same title as one of the user's does not count."""
+    own, defaults = users(), shipped()
+    titles = {written.title for written in own.written}
+    kept = tuple(written for written in defaults.written if written.title not in titles)
+    return Shelf((*own.written, *kept), (*own.failures, *defaults.failures))
+
+
+def matching(model: Model, name: str = "", path: str = "") -> list[tuple[str, Profile]]:
+    """What profiles set for a model that was asked for by this name and over this API path, each with a word
+    about where it comes from; the least important first, and the shipped ones before the user's."""
+    shelf = all_profiles()
+    own = [written for written in shelf.written if not written.shipped]
+    defaults = [written for written in shelf.written if written.shipped]
+    found = [*_fitting(defaults, model, name, path), *_fitting(own, model, name, path)]
+    notes = tuple(f"a profile is left out: {failure.message}" for failure in shelf.failures)
+    if notes:
+        found.append(Written("", "", Profile(notes=notes)))
+    return [(_source(written), written.profile) for written in found]
+
+
+def meant(name: str, asked: Asked, here: Here) -> Meant | None:
+    """What a name stands for; None where no profile has it."""
+    called = [written for written in users().written if name in written.names and written.models]
+    called = [written for written in called if _is_over(written, asked.path, name)]
+    for written in called:
+        if (model := _present(written, asked, here)) is not None:
+            return Meant(written, model, None)
+    for written in called:
+        for condition in written.models:
+            if (reference := condition.reference) is not None:
+                return Meant(written, None, reference)
+    return Meant(called[0], None, None) if called else None
+
+
+def names() -> list[str]:
+    """All names that profiles give to models."""
+    found = (name for written in users().written if written.models for name in written.names)
+    return list(dict.fromkeys(found))
+
+
+def find(title: str) -> Written:
+    """By its title, or a name that it gives. Raises NotFound, with the nearest, where there is none."""
+    from difflib import get_close_matches
+
+    from mdl.reference import show
+
+    shelf = all_profiles()
+    for written in shelf.written:
+        if written.title == title:
+            return written
+    for written in shelf.written:
+        if title in written.names:
+            return written
+    near = get_close_matches(title, [written.title for written in shelf.written], 1)
+    hint = f"did you mean {near[0]}?" if near else "mdl profile list shows all"
+    raise NotFound(f"there is no profile {show(title)}", hint=hint)
+
+
+# Which of them count
+
+
+def _fitting(profiles: list[Written], model: Model, name: str, path: str) -> list[Written]:
+    """Those for all names, where the first goes before the others; then the first that has this one."""
+    fitting = [written for written in profiles if _is_over(written, path, name) and _is_for(written, model)]
+    general = [written for written in fitting if not written.names]
+    called = [written for written in fitting if name in written.names]
+    return [*reversed(general), *called[:1]]
+
+
+def _is_for(written: Written, model: Model) -> bool:
+    return not written.models or any(condition.holds(model) for condition in written.models)
+
+
+def _is_over(written: Written, path: str, name: str) -> bool:
+    """Whether it counts over an API path. Who asks by its name, and over no path at all, means it too."""
+    if not written.paths or (not path and name in written.names):
+        return True
+    return any(fnmatchcase(path, pattern) for pattern in written.paths)
+
+
+def _present(written: Written, asked: Asked, here: Here) -> Model | None:
+    """The model of a profile that is loaded, else the first that is here."""
+    found = [model for model in _candidates(written, here) if asked.allowed(model)]
+    return next((model for model in found if asked.loaded(model)), found[0] if found else None)
+
+
+def _candidates(written: Written, here: Here) -> Iterator[Model]:
+    for condition in written.models:
+        if (reference := condition.reference) is not None:
+            model = here.found(reference)
+            found = [model] if model is not None else []
+        else:
+            found = [model for model in here.everything() if condition.holds(model)]
+        yield from found
+
+
+def _source(written: Written) -> str:
+    if not written.source:
+        return "profiles"
+    return f"the profile {written.title}, shipped" if written.shipped else f"the profile {written.title}"
+
+
+# Files
+
+
+def _files(folder: Path) -> list[Path]:
+    try:
+        found = sorted(path for path in folder.iterdir() if path.suffix == ".toml" and path.name[0] != ".")
+    except OSError:
+        return []
+    return found[:MOST_FILES]
+
+
+def _shipped(path: Path) -> tuple[Written, ...]:
+    """Read once for as long as the file is the same. Raises UsageError, DiskError."""
+    status = path.stat()
+    return _shipped_at(path, status.st_mtime_ns, status.st_size)
+
+
+@lru_cache(maxsize=4)
+def _shipped_at(path: Path, *_: int) -> tuple[Written, ...]:
+    return tuple(parse(load(path), path.stem, str(path), path.parent, shipped=True))
