@@ -35,7 +35,8 @@ try:
     options["limits"] = Limits(**options.get("limits", {}))
     options["models"] = tuple(options.get("models", ()))
     options["allow_hosts"] = tuple(options.get("allow_hosts", ()))
-    serve(Library(Settings(home)), ServeOptions(**options), lambda url: print(url, flush=True))
+    settings = Settings(home, **options.pop("settings", {}))
+    serve(Library(settings), ServeOptions(**options), lambda url: print(url, flush=True))
 except MdlError as error:
     print(error.message, "|", error.hint, file=sys.stderr)
     sys.exit(error.code)
@@ -45,7 +46,7 @@ except KeyboardInterrupt:
 
 
 class Server:
-    """`options` are those of ServeOptions, with `engine` and `limits` as dicts."""
+    """`options` are those of ServeOptions, with `engine` and `limits` as dicts, and so the `settings`."""
 
     def __init__(self, home: Path, **options: Any) -> None:
         options = {"port": 0, **options}

@@ -290,9 +290,13 @@ def test_a_prompt_that_is_too_long_is_an_error_with_the_numbers(server: Server) 
         ("GET", "/v1/models/org/name", 404),
         ("GET", "/v1/models/%00%1b%5b2J", 400),
         ("GET", "/v1/chat/completions", 405),
-        ("POST", "/v1/models", 405),
+        ("PUT", "/v1/models", 405),
         ("OPTIONS", "/v1/chat/completions", 405),
-        ("DELETE", "/v1/models/demo", 405),
+        ("POST", "/v1/models/demo", 405),
+        ("POST", "/v1/models/org%2Fstart/stop%2Fstart", 405),
+        ("DELETE", "/v1/models/demo", 400),
+        ("POST", "/v1/models", 400),
+        ("GET", "/v1/jobs/none", 404),
     ],
 )
 def test_errors_have_openais_form(server: Server, method: str, path: str, status: int) -> None:
