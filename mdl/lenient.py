@@ -5,13 +5,15 @@ and texts in single quotes. What strict JSON means is read the same; everything 
 place. Numbers are finite, and what is nested too deeply is an error, so that no text can do harm.
 """
 
-import json.decoder
+import json
 import math
 import re
+from json import decoder
 from typing import Any
 
 DEEPEST = 64  # lists and objects in each other
 LONGEST_NUMBER = 400  # characters; Python itself refuses integers of some thousand digits
+_scan = decoder.scanstring  # type: ignore[attr-defined]  # so that texts are read exactly as json reads them
 _SPACE = r"(?:[ \t\r\n]+|//[^\n]*|\#[^\n]*|/\*(?:[^*]|\*(?!/))*\*/)*"
 _NUMBER = r"-?(?:0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?(?![\w.+-])"
 _WORDS = {"true": True, "false": False, "null": None}
@@ -95,9 +97,11 @@ class _Reader:
         if self.text[self.at] == "'":
             return self._quoted()
         try:
-            value, self.at = json.decoder.scanstring(self.text, self.at + 1, True)
+            value, self.at = _scan(self.text, self.at + 1, True)
         except json.JSONDecodeError as error:
-            raise self._wrong("a text that does not end, or is not written as JSON has it", error.pos) from None
+            raise self._wrong(
+                "a text that does not end, or is not written as JSON has it", error.pos
+            ) from None
         return str(value)
 
     def _quoted(self) -> str:
@@ -107,7 +111,7 @@ class _Reader:
             raise self._wrong("a text that does not end on its line")
         inner = re.sub(r'\\(.)|"', lambda m: {"\\'": "'", '"': '\\"'}.get(m[0], m[0]), match[1])
         try:
-            return str(json.decoder.scanstring(f'{inner}"', 0, True)[0])
+            return str(_scan(f'{inner}"', 0, True)[0])
         except json.JSONDecodeError:
             raise self._wrong("a text that is not written as JSON has it", start) from None
 

@@ -104,6 +104,7 @@ class Summary(NamedTuple):
     context_length: int | None = None
     quantization: str | None = None
     license: str | None = None
+    unsupported: str | None = None  # what it is that cannot run here, in a few words
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +134,7 @@ class Model:
     problem: str = ""  # why it cannot be used, if so
     damaged: tuple[str, ...] = ()  # files that are not what is recorded of them: downloading mends them
     place: Path | None = None  # what was named, where that is not the folder
+    card: Path | None = None  # the model.json that describes it, or NAME.json of one of several in a folder
 
     @property
     def version(self) -> str:
@@ -144,6 +146,21 @@ class Model:
     @property
     def size(self) -> int:
         return sum(file.size or 0 for file in self.files)
+
+    @property
+    def is_absent(self) -> bool:
+        """Whether only its model.json is here, which tells where to get it."""
+        known = self.problem or self.summary.format or self.summary.unsupported
+        return self.card is not None and not known
+
+    @property
+    def state(self) -> str:
+        """ready, not-downloaded, unsupported (it cannot run here), or error."""
+        if self.problem:
+            return "error"
+        if self.is_absent:
+            return "not-downloaded"
+        return "unsupported" if self.summary.unsupported else "ready"
 
     @property
     def is_api(self) -> bool:

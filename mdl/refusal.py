@@ -20,6 +20,7 @@ class Refusal:
     hint: str
     is_model: bool
     failure: type[MdlError] = UnsupportedModel
+    is_damage: bool = False  # a model that would run if it were whole
 
     def error(self) -> MdlError:
         return self.failure(self.message, self.hint)

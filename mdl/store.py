@@ -21,23 +21,45 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Any, NoReturn
+from typing import IO, Any, NamedTuple, NoReturn
 
 from mdl.errors import Busy, DiskError, MdlError, NotFound, UsageError
+from mdl.filename import role, split_of
 from mdl.model import METADATA_NAME, File, Model, from_document, to_document
 from mdl.reference import UNKNOWN_VERSION, Reference, show
 
 WEIGHTS_SUFFIXES = (".gguf", ".safetensors")
+OTHER_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".engine", ".plan", ".onnx", ".h5", ".tflite")
+CARD_NAME = "model.json"
 DEEPEST = 16  # folders below models/ that are looked at
 LEFTOVER_AGE = 3600.0  # seconds after which what a killed process was putting together is swept away
-INDEX_SCHEMA = 2
+INDEX_SCHEMA = 3
 COMMIT_TRIES = 8
 LOCK_TRIES = 200
 _REMOVED = ".removed"
 _UNFINISHED = ["version"], ["removed"], ["marked"], ["unpacked"], ["converted"]
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
-Describe = Callable[[Path], Model]  # what a folder without .metadata holds
+Describe = Callable[[Path], Model | None]  # what a folder without .metadata holds, or a file for itself
+
+
+class Place(NamedTuple):
+    """Where a version lies: `mark` is the file that tells so, and `folder` where its name says that it is.
+
+    Of one of several in a folder, and of a file that lies in the tree itself, there is no such folder.
+    """
+
+    folder: Path
+    mark: Path
+
+    @property
+    def is_piece(self) -> bool:
+        """Whether it shares its folder with others."""
+        return self.mark.parent != self.folder
+
+    @property
+    def is_recorded(self) -> bool:
+        return self.mark.name == METADATA_NAME
 
 
 class Store:
@@ -64,7 +86,7 @@ class Store:
         """What is here of a model, the newest first: the order in which versions were made known here."""
         folder = self.folder(reference.model)
         found = []
-        for place in (folder, *_subfolders(folder)):
+        for place in (folder, *_subfolders(folder), *(piece.folder for piece in self._pieces(folder))):
             with contextlib.suppress(UsageError):  # a name that is no name hides no other version
                 found.append(self._at(place))
         return sorted((model for model in found if model), key=_age)
@@ -73,16 +95,16 @@ class Store:
         """Everything that is here, in the order of the tree. A damaged version has a `problem`."""
         index = self._load_index()
         fresh: dict[str, list[Any]] = {}
-        found = [self._read_indexed(folder, mark, index, fresh) for folder, mark in _walk(self.tree, DEEPEST)]
+        found = [self._read_indexed(place, index, fresh) for place in _walk(self.tree, DEEPEST)]
         if fresh.keys() != index.keys() or any(fresh[key] is not index[key] for key in fresh):
             self._save_index(fresh)
         return [model for model in found if model]
 
     def names(self) -> Iterator[tuple[Reference, Path]]:
         """The references of everything that is here and their folders, without reading any."""
-        for folder, mark in _walk(self.tree, DEEPEST):
+        for place in _walk(self.tree, DEEPEST):
             with contextlib.suppress(MdlError):
-                yield self._reference(folder, versioned=mark == METADATA_NAME), folder
+                yield self._reference(place), place.folder
 
     def folder(self, reference: Reference) -> Path:
         return self.tree.joinpath(*reference.path_parts())
@@ -147,26 +169,30 @@ class Store:
                 self._publish(staged, folder)
             finally:
                 shutil.rmtree(staged, ignore_errors=True)  # what is left there: the version that was replaced
-        return self._read(folder)
+        return self._recorded(Place(folder, folder / METADATA_NAME))
 
     def remove(self, model: Model) -> int:
         """Take a version out of the tree and free what only it used; bytes freed.
 
         Raises Busy when it is in use.
         """
-        with self.exclusive(model.folder), disk_errors(model.folder):
-            self._refuse_outside(model.folder)
+        home = model.card.parent if model.card and model.place else model.folder
+        with self.exclusive(model.folder), disk_errors(home):
+            self._refuse_outside(home)
             self._refuse_links(self.blobs)
             gone = self._own(self.incoming) / f"{unique()}{_REMOVED}"
             try:
-                _take_out(model.folder, gone)
+                if model.place is None:
+                    _take_out(home, gone)
+                else:
+                    _take_files(self._own_files(model, home), gone)
             except FileNotFoundError:
                 raise NotFound(f"{model.reference} was removed meanwhile", hint="mdl list") from None
             with contextlib.suppress(FileNotFoundError):  # another remover took the empty parent away
-                _sync(model.folder.parent)  # or a power failure could bring back a folder without its files
+                _sync(home.parent)  # or a power failure could bring back a folder without its files
             copies = sum(size_on_disk(status) for status in statuses(gone) if status.st_nlink == 1)
             _remove_tree(gone)
-            self._remove_empty(model.folder.parent)
+            self._remove_empty(home.parent if model.place is None else home)
         return copies + self._free(model.files, are_copied=copies > 0)
 
     def mark(self, model: Model, damaged: Iterable[str]) -> None:
@@ -387,7 +413,9 @@ class Store:
             if file.sha256 is None:
                 raise ValueError(f"{file.name} has no digest yet")
             link(self.blob(file.sha256), staged / file.name)
-        write_metadata(staged, replace(model, summary=self._describe(staged).summary, damaged=()))
+        described = self._describe(staged)
+        summary = described.summary if described else model.summary
+        write_metadata(staged, replace(model, summary=summary, damaged=()))
         for folder, _, _ in os.walk(staged, topdown=False):
             _sync(Path(folder))
 
@@ -402,6 +430,14 @@ class Store:
             _sync(folder.parent)
             return
         raise DiskError(f"{folder} cannot be created", hint="try again")
+
+    def _own_files(self, model: Model, home: Path) -> list[Path]:
+        """Of one of several in a folder: what no other of them needs. Weights elsewhere are the user's."""
+        if model.folder != home:
+            return [model.card] if model.card else []
+        others = [other for other in self.models() if other.folder == home and other.place != model.place]
+        shared = {file.name for other in others for file in other.files}
+        return [home / file.name for file in model.files if file.name not in shared]
 
     def _refuse_outside(self, folder: Path) -> None:
         """Nothing is created or removed through a link that somebody planted in the tree."""
@@ -447,54 +483,77 @@ class Store:
         """The version in a folder; looked at again if another one took its place meanwhile."""
         while True:
             before = _identity(folder)
-            found = self._read(folder) if _is_version(folder) else None
+            place = self._place(folder)
+            found = self._read(place) if place else None
             if _identity(folder) == before:
                 return found
 
-    def _read(self, folder: Path) -> Model:
+    def _place(self, folder: Path) -> Place | None:
+        """Where the version lies that would be in a folder of this name."""
+        mark = "" if folder == self.tree else _mark(_entries(folder))
+        if mark:
+            return Place(folder, folder / mark)
+        return next((place for place in self._pieces(folder.parent) if place.folder == folder), None)
+
+    def _pieces(self, folder: Path) -> "list[Place]":
+        """The versions that lie in a folder beside each other."""
+        return _pieces(folder, _entries(folder), is_tree=folder == self.tree)
+
+    def _read(self, place: Place) -> Model | None:
+        is_recorded = place.is_recorded and place.mark.exists()
+        return self._recorded(place) if is_recorded else self._by_hand(place)
+
+    def _recorded(self, place: Place) -> Model:
         import tomllib
 
-        if not (folder / METADATA_NAME).exists():
-            return self._by_hand(folder)
-        reference = self._reference(folder, versioned=True)
+        folder = place.folder
+        reference = self._reference(place)
         try:
-            model = from_document(tomllib.loads((folder / METADATA_NAME).read_text()), folder)
+            model = from_document(tomllib.loads(place.mark.read_text()), folder)
         except (MdlError, OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
             return Model(
                 reference, folder, (), problem=f"its .metadata is unreadable: {show(str(error), 200)}"
             )
         return replace(model, reference=self._placed(model.reference, folder, reference))
 
-    def _by_hand(self, folder: Path) -> Model:
-        reference = self._reference(folder, versioned=False)
+    def _by_hand(self, place: Place) -> Model | None:
+        """What people put there. It is in the folder that its name says unless it is a piece of another."""
+        reference = self._reference(place)
+        folder = place.mark.parent
         try:
-            return replace(self._describe(folder), reference=reference, folder=folder)
+            found = self._describe(place.mark if place.is_piece else folder)
         except (MdlError, OSError) as error:
             return Model(reference, folder, (), problem=_reason(error))
+        if found is None or (found.problem and place.mark.suffix in OTHER_SUFFIXES):
+            return None  # something else that is called like a model
+        is_elsewhere = found.place is not None and not found.place.is_relative_to(self.tree)
+        return replace(found, reference=reference, folder=found.folder if is_elsewhere else folder)
 
-    def _reference(self, folder: Path, *, versioned: bool) -> Reference:
-        parts = folder.relative_to(self.tree).parts
-        return Reference.from_path_parts(parts, versioned=versioned and len(parts) > 1)
+    def _reference(self, place: Place) -> Reference:
+        parts = place.folder.relative_to(self.tree).parts
+        is_version = place.is_recorded or place.is_piece
+        return Reference.from_path_parts(parts, versioned=is_version and len(parts) > 1)
 
     def _placed(self, recorded: Reference, folder: Path, placed: Reference) -> Reference:
         """A folder that was moved is called by its new place; else the record tells more than the place."""
         return recorded if self.folder(recorded) == folder else placed
 
     def _read_indexed(
-        self, folder: Path, mark: str, index: dict[str, list[Any]], fresh: dict[str, list[Any]]
+        self, place: Place, index: dict[str, list[Any]], fresh: dict[str, list[Any]]
     ) -> Model | None:
-        key = str(folder.relative_to(self.tree))
+        key = str(place.folder.relative_to(self.tree))
         try:
-            stamp, entry = _stamp(folder / mark), index.get(key)
+            stamp, entry = _stamp(place), index.get(key)
             if entry and entry[:3] == stamp:
                 fresh[key] = entry
-                return from_document(entry[3], folder)
-            model = self._at(folder)
+                return _remembered(entry[3], place)
+            model = self._at(place.folder)
         except (OSError, MdlError) as error:
-            return Model(Reference("short", "", "unreadable"), folder, (), problem=_reason(error))
-        if model and stamp and not model.problem:
+            return Model(Reference("short", "", "unreadable"), place.mark.parent, (), problem=_reason(error))
+        if model and stamp and not model.problem and _is_plain(model):
             document = to_document(model)
             document["created"] = model.modified.isoformat()
+            document["places"] = [path.name if path else "" for path in (model.place, model.card)]
             fresh[key] = [*stamp, document]
         return model
 
@@ -532,10 +591,18 @@ def _is_old(entry: "os.DirEntry[str]") -> bool:
         return False
 
 
+def _take_files(files: list[Path], gone: Path) -> None:
+    """Rename some files of a folder that others use too."""
+    gone.mkdir()
+    for number, path in enumerate(files):
+        path.rename(gone / str(number))
+
+
 def _take_out(folder: Path, gone: Path) -> None:
     """Rename the folder of a version to `gone`. Around a model that was put there by hand others may lie, in
     folders of its own: they stay."""
-    others = [place for place, _ in _walk(folder, DEEPEST - 1) if place != folder]
+    found = _walk(folder, DEEPEST - 1)
+    others = [place.folder for place in found if place.folder != folder and not place.is_piece]
     if not others:
         folder.rename(gone)
         return
@@ -659,18 +726,21 @@ def _swap(one: Path, other: Path) -> bool:
     return False
 
 
-def _walk(folder: Path, depth: int) -> Iterator[tuple[Path, str]]:
-    """Folders that hold a version, each with the file that tells so."""
+def _walk(folder: Path, depth: int, *, inside: bool = False) -> Iterator[Place]:
+    """Where versions lie. `inside` another one only what certainly is one counts."""
+    is_tree = depth == DEEPEST  # the tree itself is no model
     entries = _entries(folder)
-    mark = _mark(entries) if depth < DEEPEST else ""  # the tree itself is no model
+    mark = "" if is_tree else _mark(entries)
     inner = [entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir()]
     if not mark and not inner:  # perhaps what was replaced by a new version while we looked
-        mark = _mark(_entries(folder))
-    if mark:
-        yield folder, mark
+        entries = _entries(folder)
+        mark = "" if is_tree else _mark(entries)
+    if mark and not (inside and mark.endswith(OTHER_SUFFIXES)):
+        yield Place(folder, folder / mark)
     if depth and mark != METADATA_NAME:
+        yield from _pieces(folder, entries, is_tree=is_tree)
         for name in inner:
-            yield from _walk(folder / name, depth - 1)
+            yield from _walk(folder / name, depth - 1, inside=bool(mark) or inside)
 
 
 def _entries(folder: Path) -> "list[os.DirEntry[str]]":
@@ -682,20 +752,80 @@ def _entries(folder: Path) -> "list[os.DirEntry[str]]":
 
 def _mark(entries: "Iterable[os.DirEntry[str]]") -> str:
     """The file that makes a folder a version. A folder may be called like one: …/model.gguf/latest."""
-    weights = ""
+    found: dict[str, str] = {}
+    named = False
     for entry in entries:
         if entry.name == METADATA_NAME:
             return entry.name
-        if not weights and entry.name.endswith(WEIGHTS_SUFFIXES) and not entry.is_dir():
-            weights = entry.name
-    return weights
+        suffix = "." + entry.name.rpartition(".")[2]
+        if suffix not in found and suffix in _MARKS and not entry.is_dir():
+            found[suffix] = entry.name
+        named = named or (suffix == ".json" and entry.name == CARD_NAME)
+    if named:
+        return CARD_NAME
+    if ".json" in found and ".gguf" in found and _pieces_in(entries):
+        return ""  # each of its files is a version
+    return next((found[suffix] for suffix in (*WEIGHTS_SUFFIXES, *OTHER_SUFFIXES) if suffix in found), "")
 
 
-def _is_version(folder: Path) -> bool:
+_MARKS = frozenset((*WEIGHTS_SUFFIXES, *OTHER_SUFFIXES, ".json"))
+
+
+def _pieces(folder: Path, entries: "Iterable[os.DirEntry[str]]", *, is_tree: bool) -> list[Place]:
+    """The versions in a folder that have a NAME.json each; of the tree itself, all weights that lie there."""
+    found = _pieces_in(entries, is_tree=is_tree)
+    places = (Place(folder / stem, folder / name) for stem, name in found.items())
+    return [place for place in places if not (place.folder / METADATA_NAME).exists()]
+
+
+def _pieces_in(entries: "Iterable[os.DirEntry[str]]", *, is_tree: bool = False) -> dict[str, str]:
+    """The names of such versions, and the files that tell of them."""
+    files = {entry.name: entry for entry in entries if entry.name.endswith((".json", *WEIGHTS_SUFFIXES))}
+    if any(name.endswith(".safetensors") for name in files):
+        return {}
+    weights = {_stem(name): name for name in sorted(files, reverse=True) if name.endswith(".gguf")}
+    weights = {stem: name for stem, name in weights.items() if is_tree or role(name) != "projector"}
+    cards = {
+        name[:-5]: name
+        for name, entry in files.items()
+        if name.endswith(".json") and name != CARD_NAME and role(name) == "other"
+        if name[:-5] in weights or _tells_a_source(entry)
+    }
+    if is_tree or (cards and CARD_NAME not in files):
+        return {stem: name for stem, name in {**weights, **cards}.items() if not files[name].is_dir()}
+    return cards
+
+
+def _stem(name: str) -> str:
+    place = split_of(name)
+    return place[0] if place else name[:-5]
+
+
+def _tells_a_source(entry: "os.DirEntry[str]") -> bool:
+    """Whether a JSON file, which has no weights of its name beside it, may tell where to get some."""
     try:
-        return bool(_mark(os.scandir(folder)))
+        with Path(entry.path).open("rb") as file:
+            head = file.read(_HEAD) if entry.is_file() else b""
     except OSError:
         return False
+    return b"source_url" in head or b"binaries" in head
+
+
+_HEAD = 1 << 16
+
+
+def _remembered(document: dict[str, Any], place: Place) -> Model:
+    """What the index has of a version."""
+    folder = place.mark.parent
+    model = from_document(document, folder)
+    own, card = (folder / name if name else None for name in document.get("places", ("", "")))
+    return replace(model, place=own, card=card)
+
+
+def _is_plain(model: Model) -> bool:
+    """Whether all that tells of a version lies beside its mark, so that it can be remembered."""
+    places = [path for path in (model.place, model.card) if path]
+    return not model.is_absent and all(path.parent == model.folder for path in places)
 
 
 def refuse_to_wait() -> NoReturn:
@@ -766,13 +896,30 @@ def _identity(folder: Path) -> int | None:
         return None
 
 
-def _stamp(path: Path) -> list[Any] | None:
-    """What tells that a file has not changed; None if it has vanished."""
+def _stamp(place: Place) -> list[Any] | None:
+    """What tells that a version has not changed; None if it has vanished.
+
+    The JSON of a model says little of it: there everything that lies beside it counts.
+    """
     try:
-        status = path.stat()
-    except FileNotFoundError:
+        status = place.mark.stat()
+        beside = _looks(place.mark.parent) if place.mark.suffix == ".json" else ""
+    except OSError:
         return None
-    return [path.name, status.st_mtime_ns, status.st_size]
+    return [place.mark.name + beside, status.st_mtime_ns, status.st_size]
+
+
+def _looks(folder: Path) -> str:
+    import zlib
+
+    seen = [(entry.name, status.st_mtime_ns, status.st_size) for entry, status in _with_status(folder)]
+    return f" {zlib.crc32(repr(seen).encode()):08x}"
+
+
+def _with_status(folder: Path) -> "Iterator[tuple[os.DirEntry[str], os.stat_result]]":
+    for entry in _entries(folder):
+        with contextlib.suppress(OSError):
+            yield entry, entry.stat()
 
 
 def _subfolders(folder: Path) -> list[Path]:

@@ -7,6 +7,7 @@ Nothing but regular files is opened.
 import os
 import stat
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -45,7 +46,7 @@ def identify(path: Path) -> Weights | Refusal:
     try:
         return _identify(path)
     except UnsupportedModel as error:
-        return Refusal(DAMAGED, error.message, error.hint, is_model=True)
+        return Refusal(DAMAGED, error.message, error.hint, is_model=True, is_damage=True)
     except FileNotFoundError:
         return Refusal("missing", f"{path} is not there", "check the path", False, NotFound)
     except OSError as error:
@@ -53,6 +54,21 @@ def identify(path: Path) -> Weights | Refusal:
         return Refusal(
             "unreadable", f"{path}: {cause}", "check the path and its permissions", False, DiskError
         )
+
+
+def identify_set(paths: Sequence[Path]) -> Weights | Refusal:
+    """What several files are together: weights with all their parts, and a projector."""
+    if missing := [path for path in paths if not path.exists()]:
+        return refuse(missing[0], "missing", "put it there, or download the model again", is_model=True)
+    if len(paths) == 1:
+        return identify(paths[0])
+    try:
+        if all(path.is_file() and _head(path)[0][:4] == gguf.MAGIC for path in paths):
+            return _gguf_folder(paths[0].parent, list(paths))
+    except (OSError, UnsupportedModel):  # told by the first that is so
+        pass
+    found = [identify(path) for path in paths]
+    return next((one for one in found if isinstance(one, Refusal)), found[0])
 
 
 def _identify(path: Path) -> Weights | Refusal:
@@ -202,7 +218,7 @@ def _with_projector(found: Weights | Refusal, projectors: list[tuple[Path, Facts
 
 
 def _several(folder: Path, kind: str, found: list[tuple[Path, Facts]]) -> Refusal:
-    names = ", ".join(str(path.relative_to(folder)) for path, _ in found[:3])
+    names = ", ".join(os.path.relpath(path, folder) for path, _ in found[:3])
     return refuse(
         folder, f"a folder with more than one {kind}: {names}", "name one of its files", is_model=True
     )
