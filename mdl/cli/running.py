@@ -253,7 +253,12 @@ def serve(
         int, typer.Option(metavar="N", min=0, max=65535, help="0 takes any that is free.")
     ] = 3000,
     api_key: Annotated[
-        str | None, typer.Option(metavar="KEY", help="What clients must send; better set as MDL_API_KEY.")
+        list[str] | None,
+        typer.Option(
+            metavar="KEY[=MODEL]",
+            help="What clients must send; better set as MDL_API_KEY. Who sends the KEY of a MODEL is given "
+            "that one, whatever they name. May be repeated.",
+        ),
     ] = None,
     parallel: Annotated[
         int | None, typer.Option(metavar="N", min=1, max=64, help="Requests of a model answered at once; 4.")
@@ -291,8 +296,11 @@ def serve(
 
     library = options.open_library(pull=pull, offline=offline, memory=memory, ask=False)
     names = (*(models or []), *(model or []))
+    key, keys = _keys(api_key or [], library.settings.api_key)
+    given = tuple(model for _, model in keys if model and model not in names)
+    names = (*names, *given) if names else ()
     adapters = tuple(adapter or ())
-    for name in names:
+    for name in names or given:
         with watch(json=json, ask=True) as watched, ExitStack() as leases:
             found = library.get(name, watched)
             if found.is_api and not adapters:
@@ -302,7 +310,8 @@ def serve(
     chosen = ServeOptions(
         host=host,
         port=port,
-        api_key=api_key if api_key is not None else library.settings.api_key,
+        api_key=key,
+        keys=keys,
         models=names,
         adapters=adapters,
         engine=engine_settings(context, gpu_layers, threads, parallel or PARALLEL, batch or BATCH),
@@ -322,6 +331,22 @@ def serve(
 
     run_server(library, chosen, ready)
     return 0
+
+
+def _keys(given: list[str], configured: str) -> tuple[str, tuple[tuple[str, str], ...]]:
+    """The key for all models, and others with the model that each is for: KEY=MODEL. What ends in = is a key
+    of its own, as base64 has them. Raises UsageError for a key that would be for two."""
+    if given == [""]:
+        return "", ()
+    split = [text.partition("=") for text in given]
+    keys = tuple(
+        (key, model) if model.strip("=") else (f"{key}{sign}{model}", "") for key, sign, model in split
+    )
+    if len({key for key, _ in keys}) < len(keys) or not all(key for key, _ in keys):
+        raise UsageError("each --api-key takes another KEY, and none is empty", hint="--api-key KEY=MODEL")
+    if any(not model for _, model in keys):
+        configured = ""
+    return configured, keys
 
 
 def _seconds(text: str) -> float:

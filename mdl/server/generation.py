@@ -15,6 +15,7 @@ from mdl.errors import UsageError
 from mdl.profiles import Profile
 from mdl.server.body import read
 from mdl.server.failure import Ascii
+from mdl.server.guard import given
 from mdl.server.service import Service
 from mdl.server.stream import Dialect, Events, Pieces, asking, while_connected
 
@@ -64,7 +65,7 @@ class Generation:
             except ClientDisconnect:
                 return
             place.want(asked.answers)
-            name, path = self.service.names.default(asked.model), str(scope["path"])
+            name, path = self.service.names.default(given(scope) or asked.model), str(scope["path"])
             async with while_connected(receive):
                 if asked.stream:
                     events = Events(send, asked.chunks(name), room.limits)

@@ -21,6 +21,8 @@ from mdl.server.metrics import Metrics
 from mdl.server.options import ServeOptions
 
 _FORWARDED = {b"forwarded", b"x-forwarded-for", b"x-real-ip", b"via"}
+GIVEN = "mdl.model"  # in the scope of a request: the model that its key is for
+OTHERS = ("/mdl/", "/v1/jobs", "/metrics")  # paths that are about more than one model
 OPEN_PATHS = ("/healthz",)  # for those who watch whether it lives, and have no key
 
 log = logging.getLogger("mdl.server")
@@ -34,7 +36,7 @@ class Guard:
     def __init__(self, app: ASGIApp, options: ServeOptions) -> None:
         self._app = app
         self._names = {"localhost", options.host.lower(), *(name.lower() for name in options.allow_hosts)}
-        self._key = _digest(options.api_key.encode()) if options.api_key else None
+        self._keys = {_digest(key.encode()): model for key, model in _keys(options)}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -53,18 +55,28 @@ class Guard:
             raise Refused(f"this server is not called {name}", "allow it with --allow-host", status=403)
         if _is_foreign(scope["method"], headers, host):
             raise Refused("pages of other sites may not use this server", status=403)
-        if self._key and scope["path"] not in OPEN_PATHS:
-            _check_key(self._key, headers.get(b"authorization", b""))
+        if self._keys and scope["path"] not in OPEN_PATHS:
+            model = _model_of_key(self._keys, headers.get(b"authorization", b""))
+            if model:
+                _check_scope(scope)
+                scope[GIVEN] = model
 
     def _is_known(self, host: str) -> bool:
         name = _without_port(host)
         return name.lower().rstrip(".") in self._names or _is_address(name)
 
 
+def given(scope: Scope) -> str | None:
+    """The model that the key of a request is for, whatever it names; None for a key for all."""
+    return scope.get(GIVEN)
+
+
 def is_trusted(scope: Scope, options: ServeOptions) -> bool:
     """Whether a request may change what is on this machine: it came with the key, or from this machine and
     not through a proxy, which could be anybody."""
-    if options.api_key:
+    if given(scope):
+        return False
+    if options.api_key or options.keys:
         return True
     passed_on = _FORWARDED & {name for name, _ in scope["headers"]}
     client = (scope["client"] or ("",))[0].partition("%")[0]
@@ -131,13 +143,28 @@ def _is_foreign(method: str, headers: Headers, host: str) -> bool:
     return site not in (b"none", b"same-origin")
 
 
-def _check_key(expected: bytes, given: bytes) -> None:
-    scheme, _, key = given.partition(b" ")
-    # Digests, so that the time says nothing about the length either.
-    fits = compare_digest(_digest(key), expected)
+def _keys(options: ServeOptions) -> tuple[tuple[str, str], ...]:
+    """Each key, and the model that it is for, if it is for one."""
+    return (*(((options.api_key, ""),) if options.api_key else ()), *options.keys)
+
+
+def _model_of_key(expected: dict[bytes, str], header: bytes) -> str:
+    """What a key is for. Raises Refused for one that is not known."""
+    scheme, _, key = header.partition(b" ")
+    # Digests, so that the time says nothing about the length either; and all of them, whichever it is.
+    digest = _digest(key)
+    fits = [model for known, model in expected.items() if compare_digest(digest, known)]
     if not fits or scheme.lower() != b"bearer":
         how = "Authorization: Bearer KEY"
         raise Refused("the API key is missing or wrong", how, status=401, code="invalid_api_key")
+    return fits[0]
+
+
+def _check_scope(scope: Scope) -> None:
+    """Raises Refused for what somebody has no business with who is given one model."""
+    changes = scope["path"].startswith("/v1/models") and scope["method"] not in ("GET", "HEAD")
+    if changes or scope["path"].startswith(OTHERS):
+        raise Refused("this API key is for asking one model", "take another key for that", status=403)
 
 
 def _without_port(host: str) -> str:

@@ -88,6 +88,7 @@ class Endpoint:
         answerer = answerers.get(scope["method"].replace("HEAD", "GET"))
         if answerer is None:
             raise HTTPException(405, headers={"Allow": "GET, DELETE"})
+        name = guard.given(scope) or name
         response = await answerer(Asked(self._service, self._options, scope, receive, name))
         await response(scope, receive, send)
 
@@ -105,6 +106,8 @@ def named(scope: Scope, end: str = "") -> str | None:
 async def listing(asked: Asked) -> Response:
     """GET /v1/models."""
     models = await asked.service.names.all()
+    if only := guard.given(asked.scope):
+        models = {only: await asked.service.names.find(only)}
     able = await asyncio.to_thread(lambda: [_abilities(model) for model in models.values()])
     data = [
         _document(asked.service, name, model, abilities)

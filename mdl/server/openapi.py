@@ -218,4 +218,4 @@ class Document:
     options: ServeOptions
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await Ascii(document(bool(self.options.api_key)))(scope, receive, send)
+        await Ascii(document(bool(self.options.api_key or self.options.keys)))(scope, receive, send)

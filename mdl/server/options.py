@@ -35,11 +35,13 @@ class ServeOptions:
     """Where to listen, who may ask, and for what.
 
     `models` are all that is served, loaded at once; none: everything in the cache, on demand. To each of them
-    all `adapters` are applied, MODEL or MODEL=SCALE. Those that are loaded take `memory` bytes at most (0: what is free at the start), and are at most `max_models` (0: any
-    number); one that nobody asked for in `idle_seconds` is let go (None: never). `allow_hosts` are further
-    names by which clients may call this server. `unsaid` are settings of `engine` that nobody asked for:
-    the profile of a model may set them. Without an `api_key` anybody who reaches it may ask, which
-    has to be `insecure` by choice where that is more than this machine.
+    all `adapters` are applied, MODEL or MODEL=SCALE. Those that are loaded take `memory` bytes at most (0:
+    what is free at the start), and are at most `max_models` (0: any number); one that nobody asked for in
+    `idle_seconds` is let go (None: never). `allow_hosts` are further names by which clients may call this
+    server. `unsaid` are settings of `engine` that nobody asked for: the profile of a model may set them.
+    Who sends one of the `keys` is given its model, whatever the request names.
+    Without an `api_key`, or any of these, anybody who reaches it may ask, which has to be `insecure` by choice where that is
+    more than this machine.
 
     Raises UsageError for values out of range.
     """
@@ -47,6 +49,7 @@ class ServeOptions:
     host: str = "127.0.0.1"
     port: int = 3000
     api_key: str = field(default="", repr=False)
+    keys: tuple[tuple[str, str], ...] = field(default=(), repr=False)
     models: tuple[str, ...] = ()
     adapters: tuple[str, ...] = ()
     engine: EngineSettings = field(default_factory=EngineSettings)

@@ -15,6 +15,7 @@ from mdl.errors import MdlError
 from mdl.profiles import Profile
 from mdl.server.body import read
 from mdl.server.failure import Ascii
+from mdl.server.guard import given
 from mdl.server.service import Service
 from mdl.server.stream import while_connected
 
@@ -50,7 +51,7 @@ class Question:
                 asked = self.understand(await read(Request(scope, receive), place))
             except ClientDisconnect:
                 return
-            name = self.service.names.default(asked.model)
+            name = self.service.names.default(given(scope) or asked.model)
             async with while_connected(receive):
                 result = await self._result(name, str(scope["path"]), asked)
                 answer = asked.answer(name, result)

@@ -156,7 +156,7 @@ def _cancel(timer: asyncio.TimerHandle | None) -> None:
 def listen(options: ServeOptions) -> socket.socket:
     """The socket, bound; only to this machine unless there is a key or the user insists."""
     family, place = _resolve(options)
-    if not (ip_address(place[0].partition("%")[0]).is_loopback or options.api_key or options.insecure):
+    if not (ip_address(place[0].partition("%")[0]).is_loopback or options.api_key or options.keys or options.insecure):
         raise UsageError(
             f"on {options.host} others can reach the server, which needs an API key",
             hint="give it one with --api-key, or insist with --insecure",
