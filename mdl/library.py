@@ -268,12 +268,15 @@ class Library:
 
     def apis(self) -> dict[str, Model]:
         """Models of APIs that the user has given names, by these names."""
+        from mdl import profilefile
+
         found = {}
-        for name, target in self.settings.aliases.items():
-            with contextlib.suppress(UsageError):
-                reference = Reference.parse(target)
-                if reference.is_api:
-                    found[name] = self._of_api(reference)
+        for name in self.names():
+            target = self.settings.aliases.get(name)
+            meant = None if target else profilefile.meant(name, profilefile.Asked(), self)
+            model = self.found(target) if target else meant and meant.model
+            if model is not None and model.is_api:
+                found[name] = model
         return found
 
     def versions(self, reference: Reference) -> Models:
@@ -466,7 +469,8 @@ class Library:
     def found(self, text: str) -> Model | None:
         """The model here that a profile names so, by a path or a reference; None where none is."""
         with contextlib.suppress(MdlError):
-            model = self._look_at_path(text, []) or self._look_in_cache(text, [])
+            model = self._look_at_path(text, []) or self._look_at_api(text, [])
+            model = model or self._look_in_cache(text, [])
             return model or self._look_among_checkpoints(text, []) or self._look_in_catalog(text, [])[0]
         return None
 

@@ -16,6 +16,7 @@ from mdl.profiles import Profile
 from mdl.server.body import read
 from mdl.server.failure import Ascii
 from mdl.server.guard import given
+from mdl.server.passing import passed
 from mdl.server.service import Service
 from mdl.server.stream import Dialect, Events, Pieces, asking, while_connected
 
@@ -61,7 +62,10 @@ class Generation:
         room = self.service.room
         with room.place() as place:
             try:
-                asked = self.understand(await read(Request(scope, receive), place))
+                body = await read(Request(scope, receive), place)
+                if await passed(self.service, body, scope, receive, send):
+                    return
+                asked = self.understand(body)
             except ClientDisconnect:
                 return
             place.want(asked.answers)

@@ -118,10 +118,19 @@ class Names:
         is_file = model is not None and model.place is not None and model.reference.scheme == "file"
         if is_file and not resolution.is_named:
             raise _missing(name)
+        if model is not None and not resolution.is_named and not self._may_be_asked(model):
+            raise _missing(name, f"to let clients ask for it: mdl alias set NAME {model.reference}")
         if model is None:
             source = resolution.reference
             raise _missing(name, f"mdl download {source}" if source else "")
         return model
+
+    def _may_be_asked(self, model: Model) -> bool:
+        """Clients are not to have any host asked, and with the user's keys: only those that the user named."""
+        if not model.reference.is_api:
+            return True
+        known = (*self.served.values(), *self._library.apis().values())
+        return model.reference in [other.reference for other in known]
 
     def _all(self) -> dict[str, Model]:
         found = dict(self.served or self._here())
@@ -151,6 +160,8 @@ def files(library: Library, model: Model, adapters: Sequence[str] = ()) -> Itera
     """With the adapters, MODEL or MODEL=SCALE, that are applied to it. Raises UnsupportedModel for what
     cannot run here or does not fit, Busy for what is being removed."""
     with ExitStack() as held:
+        if model.is_api:
+            raise UnsupportedModel(f"{model.reference} runs at an API, which does not do this")
         try:
             held.enter_context(library.store.lease(model))
         except BlockingIOError:
@@ -178,4 +189,5 @@ def _missing(name: str, hint: str = "") -> MdlError:
 
 
 def _can_answer(model: Model) -> bool:
-    return not model.problem and model.summary.kind == "model" and model.summary.format == "gguf"
+    can = model.is_api or (model.summary.kind == "model" and model.summary.format == "gguf")
+    return not model.problem and can

@@ -296,4 +296,6 @@ def listed(name: str, model: Model) -> dict[str, Any]:
     owner = reference.path.partition("/")[0] if "/" in reference.path else reference.host or "mdl"
     if reference.scheme == "file":
         owner = "mdl"
+    if reference.is_api:
+        owner = reference.host
     return {"id": name, "object": "model", "created": int(model.modified.timestamp()), "owned_by": owner}

@@ -16,6 +16,7 @@ from mdl.profiles import Profile
 from mdl.server.body import read
 from mdl.server.failure import Ascii
 from mdl.server.guard import given
+from mdl.server.passing import passed
 from mdl.server.service import Service
 from mdl.server.stream import while_connected
 
@@ -48,7 +49,10 @@ class Question:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         with self.service.room.place() as place:
             try:
-                asked = self.understand(await read(Request(scope, receive), place))
+                body = await read(Request(scope, receive), place)
+                if await passed(self.service, body, scope, receive, send):
+                    return
+                asked = self.understand(body)
             except ClientDisconnect:
                 return
             name = self.service.names.default(given(scope) or asked.model)

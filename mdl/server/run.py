@@ -20,6 +20,7 @@ from mdl.server.body import Room
 from mdl.server.jobs import Jobs
 from mdl.server.names import Names, files
 from mdl.server.options import Limits, ServeOptions
+from mdl.server.passing import Passing
 from mdl.server.pool import Bounds, Pool
 from mdl.server.service import Service
 
@@ -40,7 +41,7 @@ def serve(library: Library, options: ServeOptions, ready: Callable[[str], None])
     pool = Pool(partial(files, library, adapters=options.adapters), options.engine, bounds, options.unsaid)
     names.loaded = pool.has
     jobs = Jobs(library, options.limits)
-    service = Service(names, pool, Room(options.limits), library, jobs)
+    service = Service(names, pool, Room(options.limits), library, jobs, Passing(library.settings))
     with listen(options) as sock:
         server = Server(service, options, partial(ready, address(sock)))
         server.run(sockets=[sock])
@@ -55,7 +56,8 @@ class Server(uvicorn.Server):
         super().__init__(_config(app(service, options), options.limits))
         self.failure: Exception | None = None
         self._service = service
-        self._first = list(service.names.served.values())[: options.max_models or None]
+        local = [model for model in service.names.served.values() if not model.is_api]
+        self._first = local[: options.max_models or None]
         self._ready = ready
         self._loading: asyncio.Task[None] | None = None
 
@@ -70,6 +72,7 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
         await jobs
         await self._service.pool.close()
+        await self._service.passing.close()
 
     async def _load(self) -> None:
         """Loads what was asked for by name. What fails ends the server: nobody asked for one without it."""

@@ -8,6 +8,7 @@ from mdl.server.body import Room
 from mdl.server.jobs import Jobs
 from mdl.server.metrics import Metrics
 from mdl.server.names import Names
+from mdl.server.passing import Passing
 from mdl.server.pool import Pool
 
 
@@ -20,6 +21,7 @@ class Service:
     room: Room
     library: Library
     jobs: Jobs
+    passing: Passing
     ready: bool = False
     metrics: Metrics = field(default_factory=Metrics)
 
