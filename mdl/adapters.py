@@ -19,6 +19,7 @@ from mdl.store import Store
 from mdl.weights import Weights
 
 Shape = tuple[int, ...]
+STRONGEST = 1000.0  # scale, in either direction
 _ENDINGS = (".lora_a", ".lora_b")
 
 
@@ -38,9 +39,9 @@ def asked(text: str) -> Asked:
         factor = float(scale)
     except ValueError:
         factor = math.nan
-    if not name or not math.isfinite(factor):
+    if not name or not abs(factor) <= STRONGEST:
         raise UsageError(
-            f"the scale of an adapter is a number, not {scale!r}", hint="for instance --adapter MODEL=0.5"
+            f"the scale of an adapter cannot be {scale!r:.40}", hint="a number, such as --adapter MODEL=0.5"
         )
     return Asked(name, factor)
 
@@ -98,7 +99,7 @@ def _converted(path: Path, base: Base, store: Store, sha256: str | None) -> Path
         return found
     plan = peft.plan(path.parent, base.layout)
     _check({module.name: Pair(*module.shapes) for module in plan.modules}, base)
-    return store.convert(name, partial(peft.write, plan, source={"path": str(path), "sha256": content}))
+    return store.convert(name, partial(peft.write, plan))
 
 
 def _is_sound(path: Path) -> bool:

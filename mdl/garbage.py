@@ -15,8 +15,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from mdl.errors import Busy
+from mdl.errors import Busy, UnsupportedModel
 from mdl.partial import note_of
+from mdl.peft import CONVERTED_FROM
 from mdl.store import LEFTOVER_AGE, Store, discard, refuse_to_wait, size_on_disk, statuses
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -25,7 +26,8 @@ _LOCK = re.compile(r"[^.]+\.(transfer|lease)")
 
 
 class Piece(NamedTuple):
-    """Something that can go: a `content`, a `partial` download or a `leftover` of a killed process.
+    """Something that can go: a `content`, a `partial` download, a `leftover` of a killed process, or what was
+    `converted` from something that is gone.
 
     `size` in bytes on the disk, `age` in seconds.
     """
@@ -41,7 +43,8 @@ def find(store: Store, *, older: float = 0, partials: bool = False) -> list[Piec
 
     Of partial downloads only those that nobody can go on with, unless all `partials` are wanted.
     """
-    found = [*_leftovers(store), *_contents(store), *_partials(store, resumable=partials)]
+    found = [*_leftovers(store), *_contents(store), *converted(store)]
+    found += _partials(store, resumable=partials)
     return [piece for piece in found if piece.age >= older]
 
 
@@ -53,10 +56,10 @@ def collect(store: Store, pieces: list[Piece]) -> list[Piece]:
     try:
         with store.contents_lock(shared=False):
             fetching = _drop_locks(store)
-            usable = {
-                piece.path for piece in _contents(store)
-            }  # while a person was asked, it may be used again
-            wanted = [piece for piece in pieces if piece.kind != "content" or piece.path in usable]
+            # While a person was asked, it may be used again.
+            unused = {piece.path for piece in (*_contents(store), *converted(store))}
+            always = ("partial", "leftover")
+            wanted = [piece for piece in pieces if piece.kind in always or piece.path in unused]
             return [piece for piece in wanted if _remove(store, piece, fetching=fetching)]
     except BlockingIOError:
         raise Busy("a download is putting a model into place", hint="try again in a moment") from None
@@ -80,6 +83,23 @@ def _contents(store: Store) -> Iterator[Piece]:
             yield from _piece("content", Path(entry.path))
 
 
+def converted(store: Store) -> Iterator[Piece]:
+    """What was made of adapters that are gone, or of which that cannot be told."""
+    for entry in _entries(store.conversions):
+        if not _has_source(Path(entry.path)):
+            yield from _piece("converted", Path(entry.path))
+
+
+def _has_source(path: Path) -> bool:
+    from mdl import gguf
+
+    try:
+        source = gguf.read(path).metadata.get(CONVERTED_FROM)
+        return isinstance(source, str) and Path(source).is_file()
+    except (OSError, ValueError, UnsupportedModel):
+        return False
+
+
 def _partials(store: Store, *, resumable: bool) -> Iterator[Piece]:
     """Partial downloads. Nobody goes on with one whose content is here, or whose note is lost."""
     leftovers = set(store.leftovers(removed=True))
@@ -95,7 +115,7 @@ def _partials(store: Store, *, resumable: bool) -> Iterator[Piece]:
 
 def _remove(store: Store, piece: Piece, *, fetching: bool) -> bool:
     with contextlib.suppress(OSError, Busy):
-        if piece.kind == "leftover":
+        if piece.kind in ("leftover", "converted"):
             discard(piece.path)
             return not os.path.lexists(piece.path)
         key = piece.path.name.partition(".")[0]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mdl import safetensors
 from mdl.errors import UnsupportedModel
-from mdl.header import Tensor, count, line, open_file
+from mdl.header import Tensor, count, encodable, line, open_file
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 VERSION = 1  # of what is written: files of another one are made anew
 MOST_PATTERNS = 4096
 MOST_LAYERS = 1024
-SOURCE = "mdl.source."  # keys by which a file tells what it was made of
+CONVERTED_FROM = "mdl.converted_from"  # a key: the path of what a file was made of
 
 # Models of these architectures turn pairs of neighbouring rows of queries and keys in llama.cpp, where
 # transformers turns the halves of a head: their rows lie in another order in a GGUF file.
@@ -135,8 +135,8 @@ def plan(folder: Path, base: Layout) -> Plan:
     return Plan(path, base, settings.alpha, base_model, header.data_offset, _mapped(modules, base))
 
 
-def write(plan: Plan, target: Path, source: Mapping[str, str]) -> None:
-    """The GGUF file, with what it was made of. Has one tensor at a time in memory.
+def write(plan: Plan, target: Path) -> None:
+    """The GGUF file. Has one tensor at a time in memory.
 
     Raises UnsupportedModel for values that are no numbers, and OSError.
     """
@@ -148,8 +148,7 @@ def write(plan: Plan, target: Path, source: Mapping[str, str]) -> None:
         writer.add_float32("adapter.lora.alpha", plan.alpha)
         if plan.base_model:
             writer.add_string("general.base_model.0.name", plan.base_model)
-        for key, value in source.items():
-            writer.add_string(f"{SOURCE}{key}", value)
+        writer.add_string(CONVERTED_FROM, encodable(str(plan.path)))
         for name, shape, kind in _described(plan):
             writer.add_tensor_info(name, shape, kind, math.prod(shape) * kind.itemsize)
         writer.write_header_to_file()

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from mdl import garbage
 from mdl.model import Model
 from mdl.store import Store, size_on_disk, statuses
 
@@ -51,6 +52,7 @@ class Usage:
     on_disk: int
     saved: int
     partial: int
+    converted: int
     unused: int
     copied: int
     free: int
@@ -71,12 +73,15 @@ def measure(store: Store) -> Usage:
     inside = {content.key: content.size for _, contents in held for content in contents}
     outside = {sha256: blob for sha256, blob in blobs.items() if blob.links == 1}
     partial = sum(content.size for content in _contents(statuses(store.incoming)))
+    converted = sum(content.size for content in _contents(statuses(store.conversions)))
     return Usage(
         tuple(sorted(shares, key=lambda share: (-share.size, str(share.model.reference)))),
-        on_disk=sum(inside.values()) + sum(blob.size for blob in outside.values()) + partial,
+        on_disk=sum(inside.values()) + sum(blob.size for blob in outside.values()) + partial + converted,
         saved=sum(share.size for share in shares) - sum(inside.values()),
         partial=partial,
-        unused=sum(blob.size for sha256, blob in outside.items() if sha256 not in users),
+        converted=converted,
+        unused=sum(blob.size for sha256, blob in outside.items() if sha256 not in users)
+        + sum(piece.size for piece in garbage.converted(store)),
         copied=sum(_copied(model, contents, blobs) for model, contents in held),
         free=_free(store.root),
     )
