@@ -66,7 +66,7 @@ def _values(environment: Mapping[str, str], file: Mapping[str, Any]) -> dict[str
     found = {}
     for name, key in KEYS.items():
         if given := environment.get(key.variable):
-            value = str(Path(given).expanduser().absolute()) if name == "home" else given
+            value = _expanded(given, key.variable) if name == "home" else given
             found[name] = Value(key.parse(value, key.variable), key.variable)
         elif name in file:
             found[name] = Value(file[name], "config.toml")
@@ -136,6 +136,11 @@ def with_flags(settings: Settings, **flags: Any) -> Settings:
     )
 
 
+def use_home(folder: Path) -> None:
+    """For the rest of this process, and for those that it starts, as if MDL_HOME named this folder."""
+    os.environ["MDL_HOME"] = str(folder)
+
+
 def save_alias(name: str, model: str | None) -> None:
     """Give a model a name of the user's in config.toml, or with None take it away. Raises as `save` does."""
     save("aliases", model, name)
@@ -159,9 +164,16 @@ def editor(environment: Mapping[str, str] | None = None) -> list[str]:
     return words or ["vi"]
 
 
+def _expanded(given: str, variable: str) -> Path:
+    try:
+        return Path(given).expanduser().absolute()
+    except (RuntimeError, OSError) as error:  # nobody knows where that ~ is; no working folder
+        raise UsageError(f"{variable} cannot be {given!r}: {error}", hint="name a folder") from None
+
+
 def _folder(environment: Mapping[str, str], variable: str, kind: str) -> Path:
     if path := environment.get(variable):
-        return Path(path).expanduser().absolute()
+        return _expanded(path, variable)
     import platformdirs
 
     try:

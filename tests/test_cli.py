@@ -453,7 +453,7 @@ def test_settings_come_from_the_file_the_environment_and_flags(
     assert mdl(*ask).returncode == 0
     for broken in ("pull = [", 'pull = "sometimes"', "colour = 1", "version = 99", "jobs = 0"):
         (tmp_path / "config.toml").write_text(broken)
-        assert mdl("list").returncode == 2
+        assert mdl("ps").returncode == 2
 
 
 def test_what_answers_cannot_be_removed_meanwhile(

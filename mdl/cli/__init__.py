@@ -8,6 +8,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from mdl import ui
+from mdl.cli import old
 from mdl.errors import MdlError, UsageError
 
 # name: where it is. A command line builds only the command that it names: building all of them takes longer
@@ -85,6 +86,7 @@ def run(arguments: list[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, _terminated)
     json = "--json" in arguments
     try:
+        arguments = old.renewed(arguments)
         app = build(arguments[0] if arguments else "")
         return int(app(arguments, standalone_mode=False) or 0)
     except MdlError as failure:
