@@ -372,9 +372,9 @@ class Library:
         """A model that others run, which is named by its address alone."""
         if not text.lower().startswith(tuple(f"{scheme}://" for scheme in APIS)):
             return None
-        model = self._of_api(Reference.parse(text))
-        steps.append(Step("api", "found", f"{model.reference.api_parts[1]}, which {model.reference.host} runs"))
-        return model
+        reference = Reference.parse(text)
+        steps.append(Step("api", "found", f"{reference.api_parts[1]}, which {reference.host} runs"))
+        return self._of_api(reference)
 
     def _of_api(self, reference: Reference) -> Model:
         folder = self.store.tree.joinpath(*reference.path_parts())  # which is not there
