@@ -126,7 +126,7 @@ class Names:
         return model
 
     def _may_be_asked(self, model: Model) -> bool:
-        """Clients are not to have any host asked, nor with the user's keys: only those that the user named."""
+        """Clients may not have any host asked, and with the user's keys: only those that the user named."""
         if not model.reference.is_api:
             return True
         known = (*self.served.values(), *self._library.apis().values())
