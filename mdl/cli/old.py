@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mdl import ui
+from mdl.errors import UsageError
 
 GOES = "0.3"  # the release that no longer knows them
 
@@ -49,16 +50,18 @@ def _replaced(words: list[str], flags: dict[str, str]) -> Iterator[str]:
         new = flags.get(flag)
         if new is None:
             yield word
-        elif new == HOME:
-            _use(value if sign else next(rest, ""))
-        elif new == ARGUMENT:
-            yield from [value] if sign else []
-        else:
+        elif new.startswith("--"):
             yield new + sign + value
+        elif not (value := value if sign else next(rest, "")):
+            raise UsageError(f"{flag} needs a value", hint=f"write {_instead(new, 'list')}")
+        elif new == HOME:
+            _use(value)
+        else:
+            yield value
 
 
 def _use(folder: str) -> None:
-    """List what is in a folder of models: the one above it, if it is the tree itself."""
+    """List what is in a folder of models, which may be the tree itself."""
     from mdl import config
 
     path = Path(folder).expanduser().absolute()
