@@ -25,7 +25,7 @@ for _name in ("HF_TOKEN", "HF_TOKEN_PATH", "HUGGING_FACE_HUB_TOKEN", "HF_OIDC_RE
 # Nor may credentials of theirs, for registries, be found.
 for _name in ("MDL_CONFIG", "REGISTRY_AUTH_FILE", "XDG_RUNTIME_DIR"):
     os.environ.pop(_name, None)
-for _name in ("MDL_CONFIG_HOME", "XDG_CONFIG_HOME", "DOCKER_CONFIG"):
+for _name in ("MDL_CONFIG_HOME", "MDL_DATA_HOME", "XDG_CONFIG_HOME", "DOCKER_CONFIG"):
     os.environ[_name] = f"{_places.name}/{_name.lower()}"
 
 
