@@ -80,7 +80,7 @@ def search(library: Library, terms: Sequence[str], sort: str, limit: int, page: 
 def query(terms: Sequence[str]) -> Query:
     """Raises UsageError for what cannot be a part of a name."""
     words = [word for term in terms for word in _bare(term).split()]
-    if not words or len(words) > MOST_TERMS:
+    if not "".join(words).strip("/") or len(words) > MOST_TERMS:
         raise UsageError(f"search for 1 to {MOST_TERMS} words", hint="for instance: mdl search qwen coder")
     for word in words:
         if len(word) > LONGEST_TERM or not word.isprintable() or word.count("/") > 1:

@@ -240,8 +240,8 @@ def search(
     library, here = options.open_library(offline=offline), machine.look()
     found = search(library, terms, sort, limit, page, here)
     if quiet:
-        for match in found.matches:
-            ui.out(str(match.listed.reference))
+        for name in (*(e.name for e in found.entries), *(m.listed.reference for m in found.matches)):
+            ui.out(str(name))
         return
     listed = _Listing(library)
     if json:
