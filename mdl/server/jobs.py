@@ -36,7 +36,7 @@ State = Literal["queued", "downloading", "cancelling", "done", "cancelled", "err
 
 SAMPLE_SECONDS = 0.25  # between two of the moments that the speed is told from
 SAMPLES = 40
-STOP_SECONDS = 5.0  # for which a download that was cancelled may go on with what cannot be interrupted
+STOP_SECONDS = 2.0  # for which a download that was cancelled may go on with what cannot be interrupted
 
 log = logging.getLogger("mdl.server")
 
