@@ -1,7 +1,7 @@
 """A profile as people write it, in TOML: read strictly, and written. Knows no models and no network.
 
     names = ["gpt-4", "gpt-4o"]            # what clients may call it
-    models = ["Qwen/Qwen3-0.6B-GGUF"]      # for which models it is; by a name of its own, the first that is here
+    models = ["Qwen/Qwen3-0.6B-GGUF"]      # for which models; under its names, the first that is here
     paths = ["/v1/chat/completions"]       # over which API paths; none is all
     system = "Answer in one sentence."
     stop = ["###"]
@@ -111,7 +111,7 @@ def parse(text: str, title: str, source: str, folder: Path, *, shipped: bool = F
 
 
 def text(document: Mapping[str, Any], comments: Collection[str] = ()) -> str:
-    """A profile as the TOML of a file, below these comments. Raises UsageError for what `parse` would refuse."""
+    """A profile as the TOML of a file, below comments. Raises UsageError for what `parse` would refuse."""
     import tomli_w
 
     written = tomli_w.dumps(

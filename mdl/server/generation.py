@@ -83,12 +83,12 @@ class Generation:
     @asynccontextmanager
     async def _answers(self, name: str, path: str, asked: Asked) -> AsyncIterator[Pieces]:
         model = await self.service.names.find(name, path)
-        async with self.service.pool.borrow(model, asked.keep_alive) as lent:
-            profile = await self.service.names.profile(name, path, lent)
+        wanted = await self.service.names.wanted(name, path, model)
+        async with self.service.pool.borrow(model, asked.keep_alive, wanted) as lent:
             watch = self.service.metrics.answer(str(model.reference))
             with (
                 _named(asked.params),
-                asking(lent.engine, asked.requests(profile), watch.piece) as pieces,
+                asking(lent.engine, asked.requests(wanted.profile), watch.piece) as pieces,
             ):
                 yield pieces
 

@@ -194,7 +194,8 @@ async def start(asked: Asked) -> Response:
         keep_alive = openai.keep_alive(fields)
         fields.done()
         model = await asked.service.names.find(asked.name)
-        async with while_connected(asked.receive), asked.service.pool.borrow(model, keep_alive):
+        wanted = await asked.service.names.wanted(asked.name, "", model)
+        async with while_connected(asked.receive), asked.service.pool.borrow(model, keep_alive, wanted):
             pass
     return Ascii(await _state(asked))
 

@@ -3,8 +3,9 @@
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from time import monotonic
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from mdl import layers
 from mdl.catalog import catalog
@@ -30,17 +31,12 @@ def key(model: Model) -> Key:
     return str(model.place or model.folder), model.modified.timestamp()
 
 
-class Lent(Protocol):
-    """A model that is loaded, its weights, and how it is used, whoever asks."""
+class Wanted(NamedTuple):
+    """How a model is used by those who ask for it in one way. `apart` tells an engine that is loaded
+    otherwise than that of those who ask in no special way; "" where it is the same."""
 
-    @property
-    def model(self) -> Model: ...
-
-    @property
-    def weights(self) -> Weights | None: ...
-
-    @property
-    def profile(self) -> Profile: ...
+    profile: Profile
+    apart: str = ""
 
 
 class Names:
@@ -51,7 +47,8 @@ class Names:
         self.served = {name: _present(library, name) for name in served}
         self.loaded: Callable[[Model], bool] = lambda _: False  # whether it is up, where somebody knows
         self._remembered: dict[tuple[str, str], tuple[float, Model]] = {}
-        self._profiles: dict[tuple[str, str, Key], tuple[float, Profile]] = {}
+        self._wanted: dict[tuple[str, str, Key], tuple[float, Wanted]] = {}
+        self._read: dict[Key, Weights] = {}
 
     def default(self, name: str | None) -> str:
         """The name that a request gave, or the only one that it can mean."""
@@ -75,21 +72,39 @@ class Names:
         return model
 
     async def all(self) -> dict[str, Model]:
-        """Name and model of all that can be asked for: also by names of the user's, in profiles and aliases.
-        """
+        """Name and model of all that can be asked for: also by names of the user's, in profiles and aliases."""
         return await asyncio.to_thread(self._all)
 
-    async def profile(self, name: str, path: str, lent: Lent) -> Profile:
+    async def wanted(self, name: str, path: str, model: Model) -> Wanted:
         """How a model is used that was asked for by this name and over this API path."""
-        at = name, path, key(lent.model)
-        moment, profile = self._profiles.get(at, (0.0, lent.profile))
-        if monotonic() - moment > REMEMBERED_SECONDS:
-            found = await asyncio.to_thread(layers.of, self._library, lent.model, lent.weights, name, path)
-            profile = found.merged()
-            if len(self._profiles) >= MOST_REMEMBERED:
-                self._profiles.clear()
-            self._profiles[at] = monotonic(), profile
-        return profile
+        at = name, path, key(model)
+        moment, wanted = self._wanted.get(at, (0.0, None))
+        if wanted is None or monotonic() - moment > REMEMBERED_SECONDS:
+            wanted = await asyncio.to_thread(self._want, name, path, model)
+            if len(self._wanted) >= MOST_REMEMBERED:
+                self._wanted.clear()
+            self._wanted[at] = monotonic(), wanted
+        return wanted
+
+    def _want(self, name: str, path: str, model: Model) -> Wanted:
+        weights = self._weights(model)
+        usual, profile = (
+            layers.of(self._library, model, weights, *asked).merged() for asked in ((), (name, path))
+        )
+        same = (usual.settings, usual.adapters) == (profile.settings, profile.adapters)
+        return Wanted(profile, "" if same else repr((sorted(profile.settings.items()), profile.adapters)))
+
+    def _weights(self, model: Model) -> Weights | None:
+        """None where they cannot run, which loading them tells."""
+        at = key(model)
+        if at not in self._read:
+            if len(self._read) >= MOST_REMEMBERED:
+                self._read.clear()
+            try:
+                self._read[at] = self._library.weights(model)
+            except MdlError:
+                return None
+        return self._read[at]
 
     def forget(self) -> None:
         """What was here may not be any more."""
@@ -153,6 +168,12 @@ class Held(NamedTuple):
     files: EngineFiles
     profile: Profile
     weights: Weights
+
+    def used(self, profile: Profile) -> "Held":
+        """The same for those who use the model in this way. Their template comes with each request."""
+        more = tuple((path, 1.0) for path in profile.adapters if path not in self.profile.adapters)
+        adapters = (*self.files.adapters, *more)
+        return Held(replace(self.files, adapters=adapters), profile, self.weights)
 
 
 @contextmanager

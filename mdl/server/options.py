@@ -39,9 +39,9 @@ class ServeOptions:
     what is free at the start), and are at most `max_models` (0: any number); one that nobody asked for in
     `idle_seconds` is let go (None: never). `allow_hosts` are further names by which clients may call this
     server. `unsaid` are settings of `engine` that nobody asked for: the profile of a model may set them.
-    Who sends one of the `keys` is given its model, whatever the request names.
-    Without an `api_key`, or any of these, anybody who reaches it may ask, which has to be `insecure` by choice where that is
-    more than this machine.
+    Who sends one of the `keys` is given its model, whatever the request names. Without an `api_key`, and any
+    of these, anybody who reaches it may ask, which has to be `insecure` by choice where that is more than
+    this machine.
 
     Raises UsageError for values out of range.
     """

@@ -20,11 +20,12 @@ from mdl.machine import Machine
 from mdl.model import Model
 from mdl.placement import Placement
 from mdl.profiles import Profile
-from mdl.server.names import Held, Key, key
+from mdl.server.names import Held, Wanted, key
 from mdl.weights import Weights
 
 T = TypeVar("T")
 Hold = Callable[[Model], AbstractContextManager[Held]]
+At = tuple[str, float, str]  # which model, and what tells its engine from others of the same
 State = Literal["loading", "ready", "busy", "leaving"]
 
 FAILURE_SECONDS = 10.0  # for which a load that failed is not tried again
@@ -95,8 +96,8 @@ class Pool:
         self._unsaid = unsaid
         self._bounds = bounds
         self._memory = bounds.memory
-        self._entries: dict[Key, Entry] = {}
-        self._failed: dict[Key, tuple[float, MdlError]] = {}
+        self._entries: dict[At, Entry] = {}
+        self._failed: dict[At, tuple[float, MdlError]] = {}
         self._changed = asyncio.Event()
         self._line = asyncio.Lock()  # who comes first is given room first
         self._closed = False
@@ -109,44 +110,53 @@ class Pool:
 
     def has(self, model: Model) -> bool:
         """Whether it is up, or on its way."""
-        return key(model) in self._entries
+        return bool(self._of(model))
 
     @asynccontextmanager
-    async def borrow(self, model: Model, keep_alive: float | None = None) -> AsyncIterator[Entry]:
-        """The model's engine, loaded, and its profile. All who ask for one that is loading wait for the same
-        load. `keep_alive` is how many seconds it stays when nobody asks for it any more: a negative number
-        for ever, None as the bounds say.
+    async def borrow(
+        self, model: Model, keep_alive: float | None = None, wanted: Wanted | None = None
+    ) -> AsyncIterator[Entry]:
+        """The model's engine, loaded. All who ask for one that is loading wait for the same load; who wants
+        the model loaded in another way has another engine. `keep_alive` is how many seconds it stays when
+        nobody asks for it any more: a negative number for ever, None as the bounds say.
 
         Where there is no room, the least recently used engines go: at once those that are idle, else one
         after the answers that it is giving. Raises what the load failed with, UnsupportedModel for what does
         not fit here at all, Busy when there was no room in time.
         """
-        entry = await self._entry(model)
+        at = *key(model), wanted.apart if wanted else ""
+        entry = await self._entry(at, model, wanted)
         self._begin(entry)
         try:
             assert entry.opening is not None
             await asyncio.shield(entry.opening)  # a client that leaves takes nobody's load with it
             yield entry
         finally:
-            self._finish(key(model), entry, keep_alive)
+            self._finish(at, entry, keep_alive)
 
     async def stop(self, model: Model, force: bool = False) -> bool:
-        """Ends its engine, after the answers that it is giving unless by `force`. False where there was
+        """Ends its engines, after the answers that they are giving unless by `force`. False where there was
         none."""
-        at = key(model)
-        entry = self._entries.get(at)
-        if entry is None:
-            return False
-        entry.leaving = True
-        if force or not (entry.busy or entry.loading):
-            await self._end(at, entry)
-        while self._entries.get(at) is entry:
+        found = self._of(model)
+        for at, entry in found.items():
+            entry.leaving = True
+            if force or not (entry.busy or entry.loading):
+                self._end(at, entry)
+        while any(self._entries.get(at) is entry for at, entry in found.items()):
             await self._changed.wait()
-        return True
+        return bool(found)
+
+    def _of(self, model: Model) -> dict[At, Entry]:
+        """Its engines: as a rule one."""
+        return {at: entry for at, entry in self._entries.items() if at[:2] == key(model)}
 
     def failure(self, model: Model) -> MdlError | None:
         """Why it could not be loaded a moment ago, if so."""
-        moment, error = self._failed.get(key(model), (0.0, None))
+        failed = [self._lately(at) for at in self._failed if at[:2] == key(model)]
+        return next((error for error in failed if error is not None), None)
+
+    def _lately(self, at: At) -> MdlError | None:
+        moment, error = self._failed.get(at, (0.0, None))
         return error if monotonic() - moment < FAILURE_SECONDS else None
 
     async def close(self) -> None:
@@ -156,35 +166,35 @@ class Pool:
         await asyncio.gather(*(self._end(at, entry) for at, entry in self._entries.items()))
         self._threads.shutdown(wait=False)
 
-    async def _entry(self, model: Model) -> Entry:
-        at = key(model)
+    async def _entry(self, at: At, model: Model, wanted: Wanted | None) -> Entry:
         while not self._closed:
-            self._refuse_to_loop(model)
+            self._refuse_to_loop(at)
             entry = self._entries.get(at)
             if entry is None:
-                return self._open(at, model)
+                return self._open(at, model, wanted)
             if not entry.leaving:
                 return entry
             await self._changed.wait()
         raise Busy("the server is ending")
 
-    def _refuse_to_loop(self, model: Model) -> None:
-        if (error := self.failure(model)) is not None:
+    def _refuse_to_loop(self, at: At) -> None:
+        if (error := self._lately(at)) is not None:
             raise error.with_traceback(None)
 
     # Loading
 
-    def _open(self, at: Key, model: Model) -> Entry:
+    def _open(self, at: At, model: Model, wanted: Wanted | None) -> Entry:
         engine = Engine(_post_to(asyncio.get_running_loop()), starts=False)
         entry = Entry(engine, model, idle=self._bounds.idle_seconds)
-        entry.opening = asyncio.create_task(self._load(at, entry))
+        entry.opening = asyncio.create_task(self._load(at, entry, wanted))
         entry.opening.add_done_callback(_retrieve)
         self._entries[at] = entry
         return entry
 
-    async def _load(self, at: Key, entry: Entry) -> None:
+    async def _load(self, at: At, entry: Entry, wanted: Wanted | None) -> None:
         try:
             held = await self._in_thread(lambda: entry.held.enter_context(self._hold(entry.model)))
+            held = held.used(wanted.profile) if wanted is not None and wanted.apart else held
             entry.profile, entry.weights = held.profile, held.weights
             header = await self._in_thread(lambda: placement.read(held.weights.files))
             settings = held.profile.engine_settings(self._settings, self._unsaid)
@@ -267,7 +277,7 @@ class Pool:
             entry.timer.cancel()
         entry.timer = entry.until = None
 
-    def _finish(self, at: Key, entry: Entry, keep_alive: float | None) -> None:
+    def _finish(self, at: At, entry: Entry, keep_alive: float | None) -> None:
         entry.busy -= 1
         entry.used = monotonic()
         entry.idle = self._bounds.idle_seconds
@@ -276,7 +286,7 @@ class Pool:
         if entry.loaded is not None:  # while it loads it is not idle, whoever has left
             self._settle(at, entry)
 
-    def _settle(self, at: Key, entry: Entry) -> None:
+    def _settle(self, at: At, entry: Entry) -> None:
         """What becomes of it now that it has been loaded, or has given an answer."""
         self._wake()
         if entry.busy:
@@ -287,7 +297,7 @@ class Pool:
             entry.timer = asyncio.get_running_loop().call_later(entry.idle, self._end, at, entry)
             entry.until = time() + entry.idle
 
-    def _end(self, at: Key, entry: Entry) -> "asyncio.Task[None]":
+    def _end(self, at: At, entry: Entry) -> "asyncio.Task[None]":
         """Begins to end it, unless that has begun."""
         entry.leaving = True
         self._stay(entry)
@@ -295,7 +305,7 @@ class Pool:
             entry.ending = asyncio.create_task(self._ended(at, entry))
         return entry.ending
 
-    async def _ended(self, at: Key, entry: Entry) -> None:
+    async def _ended(self, at: At, entry: Entry) -> None:
         await self._in_thread(entry.engine.close)
         await self._in_thread(entry.held.close)
         del self._entries[at]  # its memory is free now, and not before

@@ -66,9 +66,9 @@ class Question:
 
     async def _result(self, name: str, path: str, asked: Asked) -> Any:
         model = await self.service.names.find(name, path)
-        async with self.service.pool.borrow(model, asked.keep_alive) as lent:
-            profile = await self.service.names.profile(name, path, lent)
-            return await result(lent.engine, *asked.question(profile))
+        wanted = await self.service.names.wanted(name, path, model)
+        async with self.service.pool.borrow(model, asked.keep_alive, wanted) as lent:
+            return await result(lent.engine, *asked.question(wanted.profile))
 
 
 async def _send_in_pieces(pieces: Iterator[str], send: Send) -> None:

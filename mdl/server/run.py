@@ -56,7 +56,7 @@ class Server(uvicorn.Server):
         super().__init__(_config(app(service, options), options.limits))
         self.failure: Exception | None = None
         self._service = service
-        local = [model for model in service.names.served.values() if not model.is_api]
+        local = [(name, model) for name, model in service.names.served.items() if not model.is_api]
         self._first = local[: options.max_models or None]
         self._ready = ready
         self._loading: asyncio.Task[None] | None = None
@@ -77,8 +77,9 @@ class Server(uvicorn.Server):
     async def _load(self) -> None:
         """Loads what was asked for by name. What fails ends the server: nobody asked for one without it."""
         try:
-            for model in self._first:
-                async with self._service.pool.borrow(model):
+            for name, model in self._first:
+                wanted = await self._service.names.wanted(name, "", model)
+                async with self._service.pool.borrow(model, wanted=wanted):
                     pass
             self._service.ready = True
             self._ready()
@@ -159,7 +160,8 @@ def _cancel(timer: asyncio.TimerHandle | None) -> None:
 def listen(options: ServeOptions) -> socket.socket:
     """The socket, bound; only to this machine unless there is a key or the user insists."""
     family, place = _resolve(options)
-    if not (ip_address(place[0].partition("%")[0]).is_loopback or options.api_key or options.keys or options.insecure):
+    is_closed = options.api_key or options.keys or ip_address(place[0].partition("%")[0]).is_loopback
+    if not (is_closed or options.insecure):
         raise UsageError(
             f"on {options.host} others can reach the server, which needs an API key",
             hint="give it one with --api-key, or insist with --insecure",
