@@ -13,11 +13,12 @@ from mdl.reference import HOST_ALIASES, HUGGING_FACE, is_host, show
 
 if TYPE_CHECKING:
     from mdl.credentials import Login
+    from mdl.reference import Reference
 
 LONGEST = 1 << 16  # characters of a password or token
 
 Host = Annotated[
-    str | None, typer.Argument(metavar="HOST", help="A registry such as quay.io, or huggingface.co.")
+    str | None, typer.Argument(metavar="HOST", help="A registry such as quay.io, huggingface.co, or an API: openai://HOST/v1.")
 ]
 
 
@@ -31,11 +32,21 @@ def login(
     ca: Authorities = None,
     json: Json = False,
 ) -> None:
-    """Keep credentials for a registry or Hugging Face, if they are right. Without HOST, list them."""
+    """Keep credentials for a registry, Hugging Face or an API, if they are right. Without HOST, list them.
+
+    An API is named with its scheme, openai://openrouter.ai/api/v1, but for api.openai.com and Azure's hosts.
+    """
     from mdl import config
 
     if host is None:
         return _show_logins(json=json)
+    if api := _api(host):
+        from mdl.cli.apis import log_in
+
+        settings = config.with_flags(config.load(), ca=ca)
+        if insecure:
+            settings = config.with_flags(settings, insecure=(*settings.insecure, api.host))
+        return log_in(api, _password("Key: ", from_pipe=password_stdin), settings)
     name = _host(host)
     settings = config.with_flags(config.load(), ca=ca)
     if name == HUGGING_FACE:
@@ -56,10 +67,11 @@ def login(
 
 
 def logout(host: Annotated[str, typer.Argument(metavar="HOST", help="Where.")]) -> None:
-    """Forget the credentials for a registry or Hugging Face."""
+    """Forget the credentials for a registry, Hugging Face or an API."""
     from mdl import credentials
 
-    name = _host(host)
+    api = _api(host)
+    name = api.host if api else _host(host)
     if name == HUGGING_FACE:
         from mdl.transports.huggingface import forget_token
 
@@ -92,6 +104,12 @@ def _logins() -> "list[Login]":
         if source := token_source():
             found.append(Login(HUGGING_FACE, None, source))
     return found
+
+
+def _api(text: str) -> "Reference | None":
+    from mdl.upstream import as_api
+
+    return as_api(text)
 
 
 def _host(text: str) -> str:

@@ -49,6 +49,11 @@ def inspect(
     )
     library = reach(tolerant=not remote)
     found = None if remote else _here(library, text)
+    is_part = files or template or license or metadata or tensors or settings or key is not None
+    if found is not None and found.is_api and not is_part:
+        from mdl.cli import apis
+
+        return apis.show(found, library, json=json)
     if found is None:
         from mdl.survey import survey
 

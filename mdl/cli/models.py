@@ -167,7 +167,9 @@ def list_models(
     rows = found if versions else listing.newest(found)
     shown = [model for model in rows if adapters or model.summary.kind != "adapter"]
     shown += listing.select([model for _, model in trained], pattern, filters or [], sort)
-    made = [model for model in shown if _section(model)]
+    called = library.apis()
+    shown += listing.select(list(dict.fromkeys(called.values())), pattern, filters or [], sort)
+    made = [model for model in shown if _section(model) and not model.is_api]
     bases = {model.place or model.folder: library.base_model(model) for model in made}
     if json:
         places = ((model, model.place or model.folder) for model in shown)
@@ -175,15 +177,19 @@ def list_models(
         ui.show_json({"models": listed})
     elif quiet:
         for model in shown:
-            whole = versions or model.summary.kind == "checkpoint"
+            whole = versions or model.summary.kind == "checkpoint" or model.is_api
             ui.out(str(model.reference) if whole else str(model.reference.model))
     else:
         about = {at: base or "-" for at, base in bases.items()}
         about |= {place: state.counted for place, state in steps.items() if place}
+        about |= {
+            model.folder: ", ".join(name for name, other in called.items() if other == model)
+            for model in called.values()
+        }
         _show_list(shown, {} if versions else listing.counts(found), about, versions)
 
 
-_SECTIONS = {"": None, "Adapters": "BASE", "Checkpoints": "STEP"}  # with what is told of these alone
+_SECTIONS = {"": None, "Adapters": "BASE", "Checkpoints": "STEP", "APIs": "CALLED"}  # with what is told of these alone
 
 
 def _show_list(
@@ -209,6 +215,8 @@ def _show_list(
 
 
 def _section(model: "ModelRecord") -> str:
+    if model.is_api:
+        return "APIs"
     return {"adapter": "Adapters", "checkpoint": "Checkpoints"}.get(model.summary.kind, "")
 
 
@@ -219,7 +227,9 @@ def _row(model: "ModelRecord", counts: dict[str, int], about: "dict[Path, str] |
     if model.problem and model.summary.kind == "checkpoint":
         state = " (no model)"
     version = f"{model.version} (+{more})" if more else model.version
-    extra = () if about is None else (ui.inert(about[model.place or model.folder], one_line=True),)
+    extra = () if about is None else (ui.inert(about.get(model.place or model.folder, "-"), one_line=True),)
+    if model.is_api:
+        return name, model.reference.version or "-", *extra, "-", "-"
     return name, version + state, *extra, ui.size(model.size), ui.ago(model.modified)
 
 
@@ -238,7 +248,9 @@ def resolve(
         ui.out(f"{step.step:<10} {step.outcome:<8} {ui.inert(step.detail, one_line=True)}")
     if failure:
         raise failure
-    if resolution.model:
+    if resolution.model and resolution.model.is_api:
+        ui.out(f"=> {resolution.model.reference}, which others run")
+    elif resolution.model:
         ui.out(f"=> {resolution.model.place or resolution.model.folder}")
     elif resolution.reference:
         ui.out(f"=> not on this machine: mdl download {resolution.reference}")

@@ -23,6 +23,7 @@ from mdl.model import Model
 from mdl.remote import is_among, proxy_for, tls
 from mdl.server import failure
 from mdl.server.failure import Refused
+from mdl.server.guard import given
 from mdl.server.metrics import Watch
 from mdl.server.stream import while_connected
 from mdl.upstream import LARGEST_ERROR, SILENCE, Upstream
@@ -65,7 +66,8 @@ async def passed(
     if route is None or not isinstance(name, str | None):
         return False
     try:
-        model = await service.names.find(service.names.default(name), str(scope["path"]))
+        called = service.names.default(given(scope) or name)
+        model = await service.names.find(called, str(scope["path"]))
     except MdlError:
         return False  # as it is told to those who ask for other models, after what is wrong with the body
     if model.is_api:
