@@ -55,9 +55,12 @@ class ApiEngine:
         UsageError and NetworkError; what may pass is tried again before the answer has begun."""
         began = monotonic()
         body = json.dumps(request(chat, self._place, self._given)).encode()
-        answer = self._client.patiently(lambda: self._ask(body))
-        with closing(answer):
-            yield from _Reading(self._place, began).deltas(answer)
+        try:
+            answer = self._client.patiently(lambda: self._ask(body))
+            with closing(answer):
+                yield from _Reading(self._place, began).deltas(answer)
+        except Transient as trouble:  # whose hint is about downloads
+            raise NetworkError(trouble.message, hint="check the address and the connection") from None
 
     def count(self, chat: Chat) -> int:  # noqa: ARG002 - as Engine has it
         raise UnsupportedModel(f"{self._place.reference.host} does not count tokens before it answers")

@@ -86,7 +86,30 @@ def of(model: Model, settings: Settings) -> Upstream:
         raise UnsupportedModel(f"{model.reference} runs here, and not at an API")
     if settings.offline:
         raise NotFound(f"{model.reference} cannot be asked: mdl is offline", hint="leave out --offline")
-    return at(model.reference, settings)
+    return at(reference_of(model), settings)
+
+
+def reference_of(model: Model) -> Reference:
+    """What a model is called at its API: its own name, or what its model.json says.
+
+    Raises UsageError for an address that cannot be one, UnsupportedModel for a model.json without one.
+    """
+    if model.reference.is_api or model.card is None:
+        return model.reference
+    from mdl import modeljson
+
+    card = modeljson.read(model.card)
+    url = re.sub(r"(/chat/completions|/completions|/embeddings)?/*$", "", card.source_url)
+    scheme, sign, rest = url.partition("://")
+    if scheme in ("openai", "azure"):
+        return Reference.parse(card.source_url)
+    name = str(card.metadata.get("model") or card.id or card.name)
+    if not sign or not rest or not name:
+        hint = 'such as "source_url": "https://api.openai.com/v1" and "id": "gpt-4o"'
+        raise UnsupportedModel(f"{model.card} does not say where its API is, or which model it means", hint)
+    kind = "azure" if "azure" in card.engine.lower() else "openai"
+    base, slash, _ = rest.partition("/")
+    return Reference.parse(f"{kind}://{rest}#{name}" if slash else f"{kind}://{base}/#{name}")
 
 
 def at(reference: Reference, settings: Settings, key: Key | None = None) -> Upstream:
