@@ -146,14 +146,14 @@ def _check(pairs: Mapping[str, Pair], base: Base) -> None:
         raise UnsupportedModel("it changes nothing: it has no tensors")
     for name, (a, b) in pairs.items():
         if a is None or b is None or min(len(a), len(b)) < 2:
-            raise UnsupportedModel(f"its {line(name)} has not both matrices, lora_a and lora_b")
+            raise UnsupportedModel(f"its {line(name)} misses one of lora_a and lora_b")
         if name not in base.tensors:
             raise UnsupportedModel(f"it changes {line(name)}, which the model does not have")
         rank, other, changed = a[1], b[0], (a[0], b[1], *a[2:])
         if name == "token_embd.weight":  # rows are looked up in lora_a there, not multiplied with it
             rank, other, changed = a[0], b[0], (b[1], a[1])
         if rank != other:
-            raise UnsupportedModel(f"its {line(name)} has rank {rank} in lora_a and {other} in lora_b")
+            raise UnsupportedModel(f"its {line(name)} has rank {rank} in lora_a, {other} in lora_b")
         if changed != base.tensors[name]:
             raise UnsupportedModel(
                 f"{line(name)} is {_printed(changed)} in the adapter and {_printed(base.tensors[name])} here"

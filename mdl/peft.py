@@ -243,9 +243,7 @@ def _sides(tensors: tuple[Tensor, ...]) -> dict[tuple[str, bool], tuple[Tensor, 
             raise _wrong(tensor, "is no part of a LoRA that llama.cpp could apply")
         if len(tensor.shape) != 2 or 0 in tensor.shape or tensor.type not in _TYPES:
             shape = " x ".join(map(str, tensor.shape))
-            raise _wrong(
-                tensor, f"is {shape} of {line(tensor.type)}; a matrix of {', '.join(_TYPES)} is known"
-            )
+            raise _wrong(tensor, f"is {shape} {line(tensor.type)}, not a matrix of {', '.join(_TYPES)}")
         key = match[1].removeprefix(_WRAPPER), bool(match[2])
         found.setdefault(key, {})[match[3]] = tensor
     for sides in found.values():
