@@ -9,10 +9,11 @@ from functools import partial
 
 from mdl import fitting, gguf, machine
 from mdl.card import Card, Offer
+from mdl.catalog import catalog
 from mdl.errors import MdlError, UnsupportedModel, UsageError
 from mdl.fitting import Fitting
 from mdl.header import FIRST_READ, Facts
-from mdl.library import Library
+from mdl.library import Library, Resolution
 from mdl.memory import Fit
 from mdl.model import File
 from mdl.partial import size_text
@@ -129,11 +130,21 @@ def _unversioned(library: Library, text: str) -> str:
     resolution = library.resolve(text)
     if resolution.reference is None or resolution.reference.scheme in ONE_VERSION:
         return text
+    if recommended := _recommended(text, resolution):
+        return str(recommended.with_version(None, recommended.pin))
     if resolution.name.startswith("sha256:") or Reference.parse(resolution.name).version:
         raise UsageError(f"{show(text)} names a version, and --fit chooses one", hint="leave one of them out")
     if resolution.model is None:
         return text
     return str(resolution.reference.with_version(None, resolution.reference.pin))
+
+
+def _recommended(text: str, resolution: Resolution) -> Reference | None:
+    """What a short name of the catalog means that leaves the quantization open."""
+    if ("catalog", "found") not in {(step.step, step.outcome) for step in resolution.steps}:
+        return None
+    entry = catalog().find(text)
+    return entry.reference if entry and not entry.other else None
 
 
 def _why_not(found: Survey) -> str:

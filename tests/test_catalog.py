@@ -203,6 +203,26 @@ def test_a_short_name_downloads_chats_and_is_found_under_its_real_reference(hub:
     assert hub.seen == []
 
 
+def test_the_recommended_settings_are_in_force(hub: Hub, mdl: Mdl) -> None:
+    hub.add("bartowski/Mistral-Nemo-Instruct-2407-GGUF", {"m-Q8_0.gguf": DEMO.read_bytes()})
+    assert mdl("download", "mistral-nemo:12b-q8_0").returncode == 0
+    for name, temperature in (("mistral-nemo:12b-q8_0", 0.3), ("demo", 0.0)):
+        said = document(mdl("inspect", name, "--settings", "--json"))["parameters"]
+        assert said["temperature"] == {"value": temperature, "source": "the catalog"}
+    drawn = {mdl("chat", "demo", "Tell me a story.", "--seed", str(seed)).stdout for seed in range(3)}
+    assert len(drawn) == 1  # at temperature 0 nothing is drawn
+
+
+def test_the_quantization_that_fits_can_be_chosen_for_a_short_name(hub: Hub, mdl: Mdl) -> None:
+    demo = DEMO.read_bytes()
+    hub.add(MISTRAL, {"m-Q4_K_M.gguf": demo, "m-Q8_0.gguf": demo + bytes(64)})
+    done = mdl("download", "mistral:7b", "--fit")
+    assert done.stdout.strip().endswith("/Q8_0"), done.stderr
+    assert mdl("download", "mistral:7b-q4_k_m", "--fit").returncode == 2
+    card = document(mdl("inspect", "mistral:7b", "--remote", "--json"))
+    assert card["reference"] == f"huggingface.co/{MISTRAL}:Q4_K_M"
+
+
 def test_what_is_in_the_cache_goes_before_the_catalog(library: Library, data: Path) -> None:
     from test_library import plant
 
