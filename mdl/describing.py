@@ -48,6 +48,23 @@ def model_at(path: Path) -> "Model | Refusal":
     return Model(reference, folder, files, _summary(found), modified=_modified(found.first), place=path)
 
 
+def identified(model: Model) -> "Weights | Refusal":
+    """What to load of a model on this machine, or why nothing of it."""
+    from mdl.weights import identify
+
+    if card := model.card or _inside_card(model):
+        from mdl import carded
+
+        found = carded.weights(card)
+        if found is not None:
+            return found
+    return identify(model.place or model.folder)
+
+
+def _inside_card(model: Model) -> Path | None:
+    return model.folder / CARD if any(file.name == CARD for file in model.files) else None
+
+
 def _carded(card: Path) -> Model | None:
     """What a model.json is about."""
     from mdl import carded

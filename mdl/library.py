@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
 
 from mdl.config import Settings
-from mdl.describing import describe, model_at
+from mdl.describing import describe, identified, model_at
 from mdl.errors import AuthError, Busy, MdlError, NetworkError, NotFound, UnsupportedModel, UsageError
 from mdl.model import API, Manifest, Model, Summary
 from mdl.reference import APIS, LONGEST, Reference, show
@@ -60,6 +60,7 @@ class Resolution(NamedTuple):
     reference: Reference | None = None
     model: Model | None = None
     others: tuple[Reference, ...] = ()
+    wanted: Model | None = None  # what has only its model.json here, under `reference`
 
     @property
     def is_named(self) -> bool:
@@ -137,6 +138,8 @@ class Library:
         model = model or self._look_in_cache(name, steps) or self._look_among_checkpoints(name, steps)
         if model is None:
             model, name = self._look_in_catalog(name, steps)
+        if model is not None and model.is_absent:
+            return Resolution(text, name, tuple(steps), model.reference, wanted=model)
         if model is not None:
             return Resolution(text, name, tuple(steps), model.reference, model)
         places = self._look_remotely(name, steps)
@@ -162,8 +165,8 @@ class Library:
     def removable(self, text: str) -> Model:
         """The one version in the cache that a name means; raises UsageError where it may mean several."""
         resolution = self.resolve(text)
-        model = _present(resolution)
-        if model.is_api:
+        model = resolution.wanted or _present(resolution)
+        if model.is_api and model.card is None:
             raise _elsewhere(model)
         if model.place is not None and (copied := self.store.find(model.reference)):
             return copied  # what was downloaded from a path has its name
@@ -202,9 +205,9 @@ class Library:
         resolution = self.resolve(text)
         if resolution.model is not None and resolution.model.is_api:
             raise _elsewhere(resolution.model)
-        if resolution.model is not None and not _has_source(resolution.model):
-            return self._export(resolution.model, destination)
         model = resolution.model
+        if model is not None and not _has_source(model) and _json_of(resolution) is None:
+            return self._export(model, destination)
         if model is not None and self._is_out_of_reach(model.reference) and destination is None:
             watch.note(f"offline: {resolution.reference} is used as it is")
             return model
@@ -215,7 +218,10 @@ class Library:
             watch.planned(fetcher.plan(manifest))
         if destination is not None:
             return fetcher.fetch_to(manifest, destination)
-        return fetcher.fetch(manifest, force=force)
+        fetched = fetcher.fetch(manifest, force=force)
+        if resolution.wanted is not None:
+            self.store.settle(resolution.wanted, fetched)
+        return fetched
 
     def plan(self, text: str, include: Sequence[str] = ()) -> "Plan":
         """What `download` would do."""
@@ -284,14 +290,17 @@ class Library:
 
     def weights(self, model: Model) -> "Weights":
         """What to load of a model. Raises UnsupportedModel, with the reason, when none of it can run here."""
-        from mdl.weights import Refusal, identify
+        from mdl.weights import Refusal
 
         if model.is_api:
             raise _elsewhere(model)
+        if model.is_absent:
+            cause = f"{model.reference} is not on this machine, only its model.json"
+            raise NotFound(cause, hint=f"mdl download {model.reference}")
         if model.problem and model.place is None:
             verb = "download" if model.damaged else "rm"
             raise UnsupportedModel(f"{model.reference}: {model.problem}", f"mdl {verb} {model.reference}")
-        found = identify(model.place or model.folder)
+        found = identified(model)
         if isinstance(found, Refusal):
             raise found.error()
         return found
@@ -386,7 +395,8 @@ class Library:
         reference = Reference.parse(text)
         found = self._cached(reference, text, steps)
         if found is not None:
-            steps.append(Step("cache", "found", f"{found.folder}{self._among(found, text)}"))
+            where = f"{found.card}, not downloaded" if found.is_absent else found.folder
+            steps.append(Step("cache", "found", f"{where}{self._among(found, text)}"))
             return found
         steps.append(Step("cache", "miss", f"no {reference} in {self.store.tree}"))
         return None
@@ -524,6 +534,7 @@ class Library:
             return exact
         versions = self.store.versions(reference)
         usable = [model for model in versions if not model.problem] or versions
+        usable = [model for model in usable if not model.is_absent] or usable
         return next((model for model in usable if _is_asked_for(model, reference)), None)
 
     def _abbreviated(self, reference: Reference, text: str, steps: Steps) -> Model | None:
@@ -591,22 +602,30 @@ class Library:
     ) -> "tuple[Fetcher, Manifest]":
         """Who fetches a model, and what its source has."""
 
-        def ask(place: Reference) -> "tuple[Fetcher, Manifest]":
+        def load(place: Reference) -> "Transport":
             watch.place(place)
-            fetcher = self._fetcher(place, watch)
+            return self._transport(place)
+
+        def ask(place: Reference) -> "tuple[Fetcher, Manifest]":
+            fetcher = self._fetcher(load(place), watch)
             return fetcher, _included(fetcher.transport.manifest(place), include)
 
-        return _at_first(resolution, ask)
+        path = _json_of(resolution)
+        if path is None or resolution.reference is None:
+            return _at_first(resolution, ask)
+        from mdl.sources import Sources
+
+        sources = Sources(path, load)
+        return self._fetcher(sources, watch), _included(sources.manifest(resolution.reference), include)
 
     def _is_out_of_reach(self, reference: Reference) -> bool:
         return self.settings.offline and reference.scheme != "file"
 
-    def _fetcher(self, reference: Reference, watch: Watch) -> "Fetcher":
+    def _fetcher(self, transport: "Transport", watch: Watch) -> "Fetcher":
         from mdl.download import Downloader
         from mdl.fetch import Fetcher
         from mdl.remote import Limits, Trust
 
-        transport = self._transport(reference)
         limits = Limits(files=self.settings.jobs, connections=self.settings.connections)
         trust = Trust(self.settings.ca, frozenset(self.settings.insecure))
         downloader = Downloader(limits, watch.progress, trust=trust, traffic=self._traffic)
@@ -659,6 +678,10 @@ def _source(resolution: Resolution) -> Reference:
             f"no model is called {show(resolution.name)}", hint="a remote model has at least org/name"
         )
     model, name = resolution.model, resolution.name
+    if resolution.wanted is not None and resolution.wanted.card is not None:
+        from mdl import carded, modeljson
+
+        return carded.sources(modeljson.read(resolution.wanted.card), resolution.wanted.card)[0]
     if model is None or model.reference.scheme == "file":
         return resolution.reference
     written = Reference.parse(name) if not name.startswith("sha256:") else model.reference
@@ -677,6 +700,18 @@ def _at_first(resolution: Resolution, ask: Callable[[Reference], T]) -> T:
                 raise
             misses.append(failure.message)
     raise NotFound(f"{show(resolution.name)} is nowhere: {'; '.join(misses)}", hint="write its full name")
+
+
+def _json_of(resolution: Resolution) -> Path | None:
+    """The model.json that tells where to get a model: it is all that is here, or the rest is damaged."""
+    model = resolution.model
+    if resolution.wanted is not None:
+        return resolution.wanted.card
+    if model is None or not model.damaged or _has_source(model):
+        return None
+    from mdl.modeljson import path_of
+
+    return path_of(model)
 
 
 def _listed(names: Sequence[Reference]) -> str:

@@ -195,6 +195,17 @@ class Store:
             self._remove_empty(home.parent if model.place is None else home)
         return copies + self._free(model.files, are_copied=copies > 0)
 
+    def settle(self, model: Model, version: Model) -> None:
+        """Take away the JSON of a model that has become part of a version, unless it was changed since."""
+        card = model.card
+        kept = {file.sha256 for file in version.files if file.name == CARD_NAME}
+        if card is None or not card.is_relative_to(self.tree):
+            return
+        with disk_errors(card), contextlib.suppress(FileNotFoundError):
+            self._refuse_outside(card.parent)
+            if sha256_of(card) in kept:
+                card.unlink()
+
     def mark(self, model: Model, damaged: Iterable[str]) -> None:
         """Record which files of a version are damaged, by one rename; forgotten when it is committed again.
 

@@ -131,6 +131,7 @@ ALLOWED = {
     },
     "placement": {"gguf", "machine", "memory", "engine"},
     "survey": {
+        "catalog",
         "library",
         "transports",
         "card",
