@@ -44,6 +44,8 @@ def model(model: Model) -> dict[str, Any]:
         "folder": str(model.folder),
         "partial": model.partial,
         "problem": model.problem or None,
+        "state": model.state,
+        "unsupported": summary.unsupported,
         "files": files(model.files),
     }
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mdl import catalog, config, packaged, parameters, profilefile
+from mdl import catalog, config, modeljson, packaged, parameters, profilefile
 from mdl.engine.request import EngineSettings, Sampling
 from mdl.profiles import Profile, merged
 
@@ -88,6 +88,7 @@ def _of_model(model: "Model", weights: "Weights | None") -> Iterator[Layer]:
         said = parameters.profile(dict(weights.facts.sampling), "the header", lenient=True)
         yield Layer("the model's header", said)
     yield Layer("the model's files", packaged.of(model))
+    yield Layer("the model's model.json", modeljson.profile(model))
     yield Layer("the catalog", catalog.profile(model.reference))
 
 

@@ -289,7 +289,14 @@ NAMES: tuple[Name, ...] = (
         "parameter",
         _whole,
         "the longest answer",
-        ("n_predict", "num_predict", "max_new_tokens", "max_completion_tokens", "max_output_tokens"),
+        (
+            "n_predict",
+            "num_predict",
+            "max_new_tokens",
+            "max_completion_tokens",
+            "max_output_tokens",
+            "token_limit",
+        ),
         unset=0,
     ),
     Name(

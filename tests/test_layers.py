@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent / "mdl"
 ALLOWED = {
     "__init__": set(),
     "__main__": {"cli", "complete"},
-    "complete": {"config", "store", "catalog", "reference"},
+    "complete": {"catalog", "config", "profilefile", "reference", "settings", "store"},
     "cli": {
         "catalog",
         "estimate",
@@ -213,6 +213,7 @@ ALLOWED = {
     "packaged": {"model", "engine", "gojinja", "header", "profiles", "parameters"},
     "parameters": {"engine", "header", "profiles"},
     "layers": {
+        "modeljson",
         "catalog",
         *("config", "engine", "library", "model", "packaged", "parameters", "profilefile", "profiles"),
         "weights",

@@ -220,10 +220,19 @@ def _section(model: "ModelRecord") -> str:
     return {"adapter": "Adapters", "checkpoint": "Checkpoints"}.get(model.summary.kind, "")
 
 
+_STATES = {
+    "error": " (damaged)",
+    "not-downloaded": " (not downloaded)",
+    "unsupported": " (cannot run)",
+}
+
+
 def _row(model: "ModelRecord", counts: dict[str, int], about: "dict[Path, str] | None") -> tuple[str, ...]:
     name = str(model.reference.model)
     more = 0 if model.summary.kind == "checkpoint" else counts.get(name, 1) - 1
-    state = " (damaged)" if model.problem or model.damaged else " (partial)" if model.partial else ""
+    state = _STATES.get(model.state, " (partial)" if model.partial else "")
+    if model.damaged:
+        state = _STATES["error"]
     if model.problem and model.summary.kind == "checkpoint":
         state = " (no model)"
     version = f"{model.version} (+{more})" if more else model.version
