@@ -17,7 +17,7 @@ def load(tmp_path: Path, text: str | None = None, **variables: str) -> config.Se
 
 def test_without_anything_there_are_defaults(tmp_path: Path) -> None:
     settings = load(tmp_path)
-    assert settings == config.Settings(tmp_path / "home")
+    assert settings == config.Settings(tmp_path / "home", checkpoints=settings.checkpoints)
     assert (settings.pull, settings.offline, settings.hf_endpoint) == ("ask", False, "https://huggingface.co")
 
 
