@@ -127,7 +127,14 @@ def test_what_the_catalog_has_comes_first(models: Hub, mdl: Mdl) -> None:
 
 @pytest.mark.parametrize(
     ("billions", "place", "best"),
-    [(7, "yes", "Q8_0"), (14, "yes", "Q4_K_M"), (20, "no", "Q3_K_M"), (24, "no", "Q2_K"), (70, "no", None)],
+    [
+        (0.5, "yes", "Q8_0"),
+        (7, "yes", "Q8_0"),
+        (14, "yes", "Q4_K_M"),
+        (20, "no", "Q3_K_M"),
+        (24, "no", "Q2_K"),
+        (70, "no", None),
+    ],
 )
 def test_what_fits_this_machine_is_told_by_parameters_and_quantizations(
     billions: float, place: str, best: str | None, hub: Hub, library: Library
