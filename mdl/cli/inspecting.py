@@ -53,7 +53,8 @@ def inspect(
     if found is not None and found.is_api and not is_part:
         from mdl.cli import apis
 
-        return apis.show(found, library, json=json)
+        apis.show(found, library, json=json)
+        return
     if found is None:
         from mdl.survey import survey
 

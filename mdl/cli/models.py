@@ -189,7 +189,8 @@ def list_models(
         _show_list(shown, {} if versions else listing.counts(found), about, versions)
 
 
-_SECTIONS = {"": None, "Adapters": "BASE", "Checkpoints": "STEP", "APIs": "CALLED"}  # with what is told of these alone
+# Each with what is told of it alone.
+_SECTIONS = {"": None, "Adapters": "BASE", "Checkpoints": "STEP", "APIs": "CALLED"}
 
 
 def _show_list(
