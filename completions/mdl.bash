@@ -1,7 +1,8 @@
 # Completion of mdl for bash, printed by `mdl completion bash`.
 
-# What there is to know of a command: its options, each with what it takes after a "=" (MODEL, DIR, FILE, TEXT
-# or the words to choose from), and its arguments: the first one, or all of them if it ends in "...".
+# What there is to know of a command: its options, each with what it takes after a "=" (DIR, FILE, TEXT, the
+# words to choose from, or "@" and what to ask mdl for), and its arguments, the last one for all that follow if
+# it ends in "...".
 _mdl_about() {
     case $1 in
         '')
@@ -12,9 +13,9 @@ _mdl_about() {
             '
             ;;
         download | pull)
-            arguments='MODEL...'
+            arguments='@model...'
             options='
-                --model=MODEL -m=MODEL
+                --model=@model -m=@model
                 --destination=DIR
                 --include=TEXT
                 --dry-run
@@ -45,9 +46,9 @@ _mdl_about() {
             '
             ;;
         inspect | show)
-            arguments='MODEL'
+            arguments='@model'
             options='
-                --model=MODEL -m=MODEL
+                --model=@model -m=@model
                 --files
                 --template
                 --license
@@ -65,18 +66,18 @@ _mdl_about() {
             '
             ;;
         resolve)
-            arguments='MODEL'
+            arguments='@model'
             options='
-                --model=MODEL -m=MODEL
+                --model=@model -m=@model
                 --json
                 --offline
                 --help -h
             '
             ;;
         rm | remove)
-            arguments='MODEL...'
+            arguments='@model...'
             options='
-                --model=MODEL -m=MODEL
+                --model=@model -m=@model
                 --yes -y
                 --dry-run
                 --json
@@ -84,9 +85,9 @@ _mdl_about() {
             '
             ;;
         verify)
-            arguments='MODEL...'
+            arguments='@model...'
             options='
-                --model=MODEL -m=MODEL
+                --model=@model -m=@model
                 --quick
                 --sample=TEXT
                 --json
@@ -115,7 +116,7 @@ _mdl_about() {
         alias)
             arguments='list,set,rm'
             options='
-                --model=MODEL -m=MODEL
+                --model=@model -m=@model
                 --json
                 --help -h
             '
@@ -146,7 +147,7 @@ _mdl_about() {
             '
             ;;
         config)
-            arguments='TEXT'
+            arguments='show,get,set,unset,path,edit'
             options='
                 --json
                 --help -h
@@ -170,9 +171,9 @@ _mdl_about() {
             '
             ;;
         chat | run)
-            arguments='MODEL'
+            arguments='@model'
             options='
-                --model=MODEL -m=MODEL
+                --model=@model -m=@model
                 --system=TEXT
                 --temperature=TEXT
                 --top-p=TEXT
@@ -183,7 +184,7 @@ _mdl_about() {
                 --ctx=TEXT
                 --gpu-layers=auto
                 --threads=TEXT
-                --adapter=MODEL
+                --adapter=@model
                 --session=TEXT
                 --schema=FILE
                 --think --no-think
@@ -194,9 +195,9 @@ _mdl_about() {
             '
             ;;
         serve)
-            arguments='MODEL...'
+            arguments='@model...'
             options='
-                --model=MODEL -m=MODEL
+                --model=@model -m=@model
                 --host=TEXT
                 --port=TEXT
                 --api-key=TEXT
@@ -205,7 +206,7 @@ _mdl_about() {
                 --ctx=TEXT
                 --gpu-layers=auto
                 --threads=TEXT
-                --adapter=MODEL
+                --adapter=@model
                 --idle=TEXT
                 --max-models=TEXT
                 --memory=TEXT
@@ -228,9 +229,9 @@ _mdl_about() {
             '
             ;;
         stop)
-            arguments='MODEL...'
+            arguments='@model...'
             options='
-                --model=MODEL -m=MODEL
+                --model=@model -m=@model
                 --all
                 --force
                 --url=TEXT
@@ -240,9 +241,9 @@ _mdl_about() {
             '
             ;;
         bench)
-            arguments='MODEL'
+            arguments='@model'
             options='
-                --model=MODEL -m=MODEL
+                --model=@model -m=@model
                 --prompt=TEXT
                 --streams=TEXT
                 --tokens=TEXT
@@ -268,6 +269,28 @@ _mdl_about() {
             options=
             ;;
     esac
+}
+
+# What the arguments are after the command and the action in $1, as in "config set".
+_mdl_after() {
+    case $1 in
+        'alias set') arguments='TEXT TEXT @model' ;;
+        'alias rm') arguments='TEXT @alias' ;;
+        'config get') arguments='TEXT @key' ;;
+        'config set') arguments='TEXT @key TEXT...' ;;
+        'config unset') arguments='TEXT @key' ;;
+    esac
+}
+
+# What the argument at $position takes.
+_mdl_argument() {
+    local each number=0 last=
+    value=
+    for each in $arguments; do
+        ((number++ == position)) && value=${each%...}
+        last=$each
+    done
+    [[ $position -ge $number && $last == *... ]] && value=${last%...}
 }
 
 # The words before the cursor, and what is typed of the one at it. Bash has split them at ":", "=" and "@".
@@ -314,10 +337,14 @@ _mdl_reply() {
 _mdl_offer() {
     local begin=${typed#"$1"} words=
     case $2 in
-        MODEL)
+        @*)
             begin=${begin#[\"\']}
-            [[ $begin == [/~]* || $begin == ./* || $begin == ../* ]] && return
-            words=$(mdl __complete model "$begin" 2>/dev/null)
+            if [[ $2 != @model ]]; then
+                compopt +o default 2>/dev/null
+            elif [[ $begin == [/~]* || $begin == ./* || $begin == ../* ]]; then
+                return
+            fi
+            words=$(mdl __complete "${2#@}" "$begin" 2>/dev/null)
             ;;
         FILE)
             return
@@ -359,7 +386,7 @@ _mdl() {
             command=$word
             _mdl_about "$command"
         else
-            ((++position))
+            ((position++ == 0)) && _mdl_after "$command $word"
         fi
     done
     if [[ -n $value ]]; then
@@ -372,10 +399,9 @@ _mdl() {
         for word in $options; do
             _mdl_reply "${word%%=*}"
         done
-    elif ((position == 0)) || [[ $arguments == *... ]]; then
-        _mdl_offer '' "${arguments%...}"
     else
-        compopt +o default 2>/dev/null
+        _mdl_argument
+        _mdl_offer '' "$value"
     fi
 }
 

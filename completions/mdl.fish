@@ -27,18 +27,34 @@ function __mdl_command_is
     set -q words[1]; and contains -- $words[1] $argv
 end
 
-function __mdl_expects_first_argument
+# Whether argument $argv[1] (1+: this one or a later one) is next, after one of the commands that follow it.
+function __mdl_argument_is
     set -l words (__mdl_words)
-    test (count $words) -eq 1
+    set -q words[1]; and contains -- $words[1] $argv[2..]; and __mdl_is_number (count $words) $argv[1]
 end
 
-# The names that mdl knows, or paths.
-function __mdl_models
+# The same after a command and its action, as in "config set".
+function __mdl_follows
+    set -l words (__mdl_words)
+    test "$words[1..2]" = "$argv[2..3]"; and __mdl_is_number (math (count $words) - 1) $argv[1]
+end
+
+function __mdl_is_number
+    set -l wanted (string replace + '' -- $argv[2])
+    if string match -q -- '*+' $argv[2]
+        test $argv[1] -ge $wanted
+    else
+        test $argv[1] -eq $wanted
+    end
+end
+
+# The names of a kind that mdl knows; of models paths, too.
+function __mdl_ask
     set -l typed (commandline -ct | string replace -r -- '^--?[a-z-]+=' '')
-    if string match -qr -- '^(/|\./|\.\./|~)' $typed
+    if test $argv[1] = model; and string match -qr -- '^(/|\./|\.\./|~)' $typed
         complete -C "'' $typed" # as for a command that nothing is known of
     else
-        mdl __complete model "$typed" 2>/dev/null
+        mdl __complete $argv[1] "$typed" 2>/dev/null
     end
 end
 
@@ -46,7 +62,7 @@ complete -c mdl -f
 complete -c mdl -n __mdl_expects_command -l version -d 'Print the version and leave'
 complete -c mdl -n __mdl_expects_command -l help -s h -d 'Show this message and exit'
 complete -c mdl -n __mdl_expects_command -a download -d 'Fetch models, or what of them is missing. Prints the folder of each'
-complete -c mdl -n __mdl_expects_command -a list -d 'The models on this machine. mdl list --adapters shows for which model each adapter was made, mdl list --checkpoints what training left in the configured folders: RUN:NAME, RUN@STEP and RUN@latest are names for all commands'
+complete -c mdl -n __mdl_expects_command -a list -d 'The models on this machine'
 complete -c mdl -n __mdl_expects_command -a inspect -d 'Header, files, template, licence and versions of a model, here or at its source'
 complete -c mdl -n __mdl_expects_command -a resolve -d 'How a reference is decided, step by step'
 complete -c mdl -n __mdl_expects_command -a rm -d 'Remove versions from the cache, with what only they use'
@@ -54,11 +70,11 @@ complete -c mdl -n __mdl_expects_command -a verify -d 'Check what is in the cach
 complete -c mdl -n __mdl_expects_command -a prune -d 'Remove from the cache what nothing uses'
 complete -c mdl -n __mdl_expects_command -a df -d 'What models take on the disk, and what sharing saves'
 complete -c mdl -n __mdl_expects_command -a alias -d 'Names of your own for models: mdl alias set fast Qwen/Qwen3-0.6B-GGUF:Q8_0'
-complete -c mdl -n __mdl_expects_command -a catalog -d 'Models that mdl recommends, by short names: mdl chat qwen3:4b.  mdl catalog all of them, and which fit this machine mdl catalog vision --fits those that see images and fit mdl catalog show qwen3:4b what is known of one mdl catalog refresh [ADDRESS] a newer catalog: https://… or oci://…; else catalog_url\'s mdl catalog reset the one that ships with mdl again'
-complete -c mdl -n __mdl_expects_command -a search -d 'Models to download, of the catalog and of Hugging Face, and whether they fit this machine.  mdl search TheBloke/llama of owners whose names begin so mdl search qwen coder 7b all words are in the name mdl search granite --sort likes --limit 50 --page 2'
-complete -c mdl -n __mdl_expects_command -a config -d 'What is set, by which file or variable, and changing it.  mdl config show all keys, their values and where those come from mdl config get jobs one value; secrets too mdl config set jobs 8 mdl config set hosts quay.io/ai-lab ghcr.io a list mdl config set aliases.fast Qwen/Qwen3-0.6B-GGUF:Q8_0 mdl config set api_key < FILE nobody sees it in the list of processes mdl config unset jobs back to the default mdl config edit in your editor; what is broken is not kept'
-complete -c mdl -n __mdl_expects_command -a login -d 'Keep credentials for a registry or Hugging Face, if they are right. Without HOST, list them'
-complete -c mdl -n __mdl_expects_command -a logout -d 'Forget the credentials for a registry or Hugging Face'
+complete -c mdl -n __mdl_expects_command -a catalog -d 'Models that mdl recommends, by short names: mdl chat qwen3:4b'
+complete -c mdl -n __mdl_expects_command -a search -d 'Models to download, of the catalog and of Hugging Face, and whether they fit this machine'
+complete -c mdl -n __mdl_expects_command -a config -d 'What is set, by which file or variable, and changing it'
+complete -c mdl -n __mdl_expects_command -a login -d 'Keep credentials for a registry, Hugging Face or an API, if they are right. Without HOST, list them'
+complete -c mdl -n __mdl_expects_command -a logout -d 'Forget the credentials for a registry, Hugging Face or an API'
 complete -c mdl -n __mdl_expects_command -a chat -d 'Ask a model: one answer for a prompt or a pipe, else a conversation'
 complete -c mdl -n __mdl_expects_command -a serve -d 'Serve models to programs, by OpenAI\'s HTTP API'
 complete -c mdl -n __mdl_expects_command -a ps -d 'What a running server has loaded, and for how long'
@@ -66,7 +82,7 @@ complete -c mdl -n __mdl_expects_command -a stop -d 'Make a running server let g
 complete -c mdl -n __mdl_expects_command -a bench -d 'Measure how fast a model is here: prompts, answers, several at once'
 complete -c mdl -n __mdl_expects_command -a completion -d 'Print what makes a shell complete commands, options and names of models'
 
-complete -c mdl -n '__mdl_command_is download pull' -l model -s m -x -a '(__mdl_models)' -d 'The same as the argument MODEL'
+complete -c mdl -n '__mdl_command_is download pull' -l model -s m -x -a '(__mdl_ask model)' -d 'The same as the argument MODEL'
 complete -c mdl -n '__mdl_command_is download pull' -l destination -x -a '(__fish_complete_directories)' -d 'Put plain files into DIR and nothing into the cache'
 complete -c mdl -n '__mdl_command_is download pull' -l include -x -d 'Only the files that match; may be repeated'
 complete -c mdl -n '__mdl_command_is download pull' -l dry-run -d 'Only say what would be done'
@@ -81,7 +97,7 @@ complete -c mdl -n '__mdl_command_is download pull' -l json -d 'Print one JSON d
 complete -c mdl -n '__mdl_command_is download pull' -l quiet -s q -d 'Print only names or folders'
 complete -c mdl -n '__mdl_command_is download pull' -l offline -d 'Never use the network'
 complete -c mdl -n '__mdl_command_is download pull' -l help -s h -d 'Show this message and exit'
-complete -c mdl -n '__mdl_command_is download pull' -a '(__mdl_models)'
+complete -c mdl -n '__mdl_argument_is 1+ download pull' -a '(__mdl_ask model)'
 
 complete -c mdl -n '__mdl_command_is list ls' -l versions -d 'A line for each version'
 complete -c mdl -n '__mdl_command_is list ls' -l adapters -d 'Adapters too, in a section of their own'
@@ -92,7 +108,7 @@ complete -c mdl -n '__mdl_command_is list ls' -l json -d 'Print one JSON documen
 complete -c mdl -n '__mdl_command_is list ls' -l quiet -s q -d 'Print only names or folders'
 complete -c mdl -n '__mdl_command_is list ls' -l help -s h -d 'Show this message and exit'
 
-complete -c mdl -n '__mdl_command_is inspect show' -l model -s m -x -a '(__mdl_models)' -d 'The same as the argument MODEL'
+complete -c mdl -n '__mdl_command_is inspect show' -l model -s m -x -a '(__mdl_ask model)' -d 'The same as the argument MODEL'
 complete -c mdl -n '__mdl_command_is inspect show' -l files -d 'Only the files'
 complete -c mdl -n '__mdl_command_is inspect show' -l template -d 'Only the chat template'
 complete -c mdl -n '__mdl_command_is inspect show' -l license -d 'Only the licence'
@@ -107,28 +123,28 @@ complete -c mdl -n '__mdl_command_is inspect show' -l ca -r -F -d 'Certificate a
 complete -c mdl -n '__mdl_command_is inspect show' -l json -d 'Print one JSON document'
 complete -c mdl -n '__mdl_command_is inspect show' -l offline -d 'Never use the network'
 complete -c mdl -n '__mdl_command_is inspect show' -l help -s h -d 'Show this message and exit'
-complete -c mdl -n '__mdl_command_is inspect show; and __mdl_expects_first_argument' -a '(__mdl_models)'
+complete -c mdl -n '__mdl_argument_is 1 inspect show' -a '(__mdl_ask model)'
 
-complete -c mdl -n '__mdl_command_is resolve' -l model -s m -x -a '(__mdl_models)' -d 'The same as the argument MODEL'
+complete -c mdl -n '__mdl_command_is resolve' -l model -s m -x -a '(__mdl_ask model)' -d 'The same as the argument MODEL'
 complete -c mdl -n '__mdl_command_is resolve' -l json -d 'Print one JSON document'
 complete -c mdl -n '__mdl_command_is resolve' -l offline -d 'Never use the network'
 complete -c mdl -n '__mdl_command_is resolve' -l help -s h -d 'Show this message and exit'
-complete -c mdl -n '__mdl_command_is resolve; and __mdl_expects_first_argument' -a '(__mdl_models)'
+complete -c mdl -n '__mdl_argument_is 1 resolve' -a '(__mdl_ask model)'
 
-complete -c mdl -n '__mdl_command_is rm remove' -l model -s m -x -a '(__mdl_models)' -d 'The same as the argument MODEL'
+complete -c mdl -n '__mdl_command_is rm remove' -l model -s m -x -a '(__mdl_ask model)' -d 'The same as the argument MODEL'
 complete -c mdl -n '__mdl_command_is rm remove' -l yes -s y -d 'Do not ask'
 complete -c mdl -n '__mdl_command_is rm remove' -l dry-run -d 'Only say what would be done'
 complete -c mdl -n '__mdl_command_is rm remove' -l json -d 'Print one JSON document'
 complete -c mdl -n '__mdl_command_is rm remove' -l help -s h -d 'Show this message and exit'
-complete -c mdl -n '__mdl_command_is rm remove' -a '(__mdl_models)'
+complete -c mdl -n '__mdl_argument_is 1+ rm remove' -a '(__mdl_ask model)'
 
-complete -c mdl -n '__mdl_command_is verify' -l model -s m -x -a '(__mdl_models)' -d 'The same as the argument MODEL'
+complete -c mdl -n '__mdl_command_is verify' -l model -s m -x -a '(__mdl_ask model)' -d 'The same as the argument MODEL'
 complete -c mdl -n '__mdl_command_is verify' -l quick -d 'Sizes and times; contents only where these look wrong'
 complete -c mdl -n '__mdl_command_is verify' -l sample -x -d 'Read only so much of all contents, the longest unread first'
 complete -c mdl -n '__mdl_command_is verify' -l json -d 'Print one JSON document'
 complete -c mdl -n '__mdl_command_is verify' -l quiet -s q -d 'Tell only what is found'
 complete -c mdl -n '__mdl_command_is verify' -l help -s h -d 'Show this message and exit'
-complete -c mdl -n '__mdl_command_is verify' -a '(__mdl_models)'
+complete -c mdl -n '__mdl_argument_is 1+ verify' -a '(__mdl_ask model)'
 
 complete -c mdl -n '__mdl_command_is prune' -l older-than -x -d 'Only what has been unused for so long: 30d, 12h'
 complete -c mdl -n '__mdl_command_is prune' -l partials -d 'Partial downloads too, though they could go on'
@@ -140,10 +156,12 @@ complete -c mdl -n '__mdl_command_is prune' -l help -s h -d 'Show this message a
 complete -c mdl -n '__mdl_command_is df' -l json -d 'Print one JSON document'
 complete -c mdl -n '__mdl_command_is df' -l help -s h -d 'Show this message and exit'
 
-complete -c mdl -n '__mdl_command_is alias' -l model -s m -x -a '(__mdl_models)' -d 'The same as the argument MODEL'
+complete -c mdl -n '__mdl_command_is alias' -l model -s m -x -a '(__mdl_ask model)' -d 'The same as the argument MODEL'
 complete -c mdl -n '__mdl_command_is alias' -l json -d 'Print one JSON document'
 complete -c mdl -n '__mdl_command_is alias' -l help -s h -d 'Show this message and exit'
-complete -c mdl -n '__mdl_command_is alias; and __mdl_expects_first_argument' -a 'list set rm'
+complete -c mdl -n '__mdl_argument_is 1 alias' -a 'list set rm'
+complete -c mdl -n '__mdl_follows 2 alias set' -a '(__mdl_ask model)'
+complete -c mdl -n '__mdl_follows 1 alias rm' -a '(__mdl_ask alias)'
 
 complete -c mdl -n '__mdl_command_is catalog' -l family -x -d 'Only the sizes of one model, such as qwen3'
 complete -c mdl -n '__mdl_command_is catalog' -l fits -d 'Only what this machine has the memory for'
@@ -164,6 +182,10 @@ complete -c mdl -n '__mdl_command_is search' -l help -s h -d 'Show this message 
 
 complete -c mdl -n '__mdl_command_is config' -l json -d 'Print one JSON document'
 complete -c mdl -n '__mdl_command_is config' -l help -s h -d 'Show this message and exit'
+complete -c mdl -n '__mdl_argument_is 1 config' -a 'show get set unset path edit'
+complete -c mdl -n '__mdl_follows 1 config get' -a '(__mdl_ask key)'
+complete -c mdl -n '__mdl_follows 1 config set' -a '(__mdl_ask key)'
+complete -c mdl -n '__mdl_follows 1 config unset' -a '(__mdl_ask key)'
 
 complete -c mdl -n '__mdl_command_is login' -l user -s u -x -d 'Your name there'
 complete -c mdl -n '__mdl_command_is login' -l password-stdin -d 'Read the password or token from a pipe'
@@ -174,7 +196,7 @@ complete -c mdl -n '__mdl_command_is login' -l help -s h -d 'Show this message a
 
 complete -c mdl -n '__mdl_command_is logout' -l help -s h -d 'Show this message and exit'
 
-complete -c mdl -n '__mdl_command_is chat run' -l model -s m -x -a '(__mdl_models)' -d 'The same as the argument MODEL'
+complete -c mdl -n '__mdl_command_is chat run' -l model -s m -x -a '(__mdl_ask model)' -d 'The same as the argument MODEL'
 complete -c mdl -n '__mdl_command_is chat run' -l system -x -d 'Instructions for the model'
 complete -c mdl -n '__mdl_command_is chat run' -l temperature -x -d '0 takes the likeliest word each time'
 complete -c mdl -n '__mdl_command_is chat run' -l top-p -x -d 'Choose among the likeliest, up to this sum'
@@ -185,7 +207,7 @@ complete -c mdl -n '__mdl_command_is chat run' -l stop -x -d 'End the answer bef
 complete -c mdl -n '__mdl_command_is chat run' -l ctx -x -d 'Tokens of prompt and answer together'
 complete -c mdl -n '__mdl_command_is chat run' -l gpu-layers -x -a 'auto' -d 'Layers on the GPU; auto: as many as fit'
 complete -c mdl -n '__mdl_command_is chat run' -l threads -x -d 'Threads on the CPU'
-complete -c mdl -n '__mdl_command_is chat run' -l adapter -x -a '(__mdl_models)' -d 'A LoRA adapter to apply; may be repeated'
+complete -c mdl -n '__mdl_command_is chat run' -l adapter -x -a '(__mdl_ask model)' -d 'A LoRA adapter to apply; may be repeated'
 complete -c mdl -n '__mdl_command_is chat run' -l session -x -d 'Go on with a saved conversation'
 complete -c mdl -n '__mdl_command_is chat run' -l schema -r -F -d 'A JSON schema that the answer keeps to'
 complete -c mdl -n '__mdl_command_is chat run' -l think -l no-think -d 'Let the model think first, or not'
@@ -193,18 +215,18 @@ complete -c mdl -n '__mdl_command_is chat run' -l stats -d 'Tell tokens and spee
 complete -c mdl -n '__mdl_command_is chat run' -l pull -x -a 'missing never always newer' -d 'What to do about a model that is not here: missing, never, always, newer'
 complete -c mdl -n '__mdl_command_is chat run' -l offline -d 'Never use the network'
 complete -c mdl -n '__mdl_command_is chat run' -l help -s h -d 'Show this message and exit'
-complete -c mdl -n '__mdl_command_is chat run; and __mdl_expects_first_argument' -a '(__mdl_models)'
+complete -c mdl -n '__mdl_argument_is 1 chat run' -a '(__mdl_ask model)'
 
-complete -c mdl -n '__mdl_command_is serve' -l model -s m -x -a '(__mdl_models)' -d 'Serve only this; may be repeated'
+complete -c mdl -n '__mdl_command_is serve' -l model -s m -x -a '(__mdl_ask model)' -d 'Serve only this; may be repeated'
 complete -c mdl -n '__mdl_command_is serve' -l host -x -d 'The address to listen on'
 complete -c mdl -n '__mdl_command_is serve' -l port -x -d '0 takes any that is free'
-complete -c mdl -n '__mdl_command_is serve' -l api-key -x -d 'What clients must send; better set as MDL_API_KEY'
+complete -c mdl -n '__mdl_command_is serve' -l api-key -x -d 'What clients must send; better set as MDL_API_KEY. Who sends the KEY of a MODEL is given that one, whatever they name. May be repeated'
 complete -c mdl -n '__mdl_command_is serve' -l parallel -x -d 'Requests of a model answered at once; 4'
 complete -c mdl -n '__mdl_command_is serve' -l batch -x -d 'Tokens of prompts computed in one step; 512'
 complete -c mdl -n '__mdl_command_is serve' -l ctx -x -d 'Tokens of prompt and answer together'
 complete -c mdl -n '__mdl_command_is serve' -l gpu-layers -x -a 'auto' -d 'Layers on the GPU; auto: as many as fit'
 complete -c mdl -n '__mdl_command_is serve' -l threads -x -d 'Threads on the CPU'
-complete -c mdl -n '__mdl_command_is serve' -l adapter -x -a '(__mdl_models)' -d 'A LoRA adapter to apply; may be repeated'
+complete -c mdl -n '__mdl_command_is serve' -l adapter -x -a '(__mdl_ask model)' -d 'A LoRA adapter to apply; may be repeated'
 complete -c mdl -n '__mdl_command_is serve' -l idle -x -d 'Unload a model after this; 0 is never'
 complete -c mdl -n '__mdl_command_is serve' -l max-models -x -d 'Models loaded at once; 0: as many as fit'
 complete -c mdl -n '__mdl_command_is serve' -l memory -x -d 'What models may take of the memory, such as 8G'
@@ -214,7 +236,7 @@ complete -c mdl -n '__mdl_command_is serve' -l json -d 'Print one JSON document'
 complete -c mdl -n '__mdl_command_is serve' -l pull -x -a 'missing never always newer' -d 'What to do about a model that is not here: missing, never, always, newer'
 complete -c mdl -n '__mdl_command_is serve' -l offline -d 'Never use the network'
 complete -c mdl -n '__mdl_command_is serve' -l help -s h -d 'Show this message and exit'
-complete -c mdl -n '__mdl_command_is serve' -a '(__mdl_models)'
+complete -c mdl -n '__mdl_argument_is 1+ serve' -a '(__mdl_ask model)'
 
 complete -c mdl -n '__mdl_command_is ps' -l url -x -d 'The server to ask, if it is not http://127.0.0.1:3000'
 complete -c mdl -n '__mdl_command_is ps' -l api-key -x -d 'The key of the server; better set as MDL_API_KEY'
@@ -222,16 +244,16 @@ complete -c mdl -n '__mdl_command_is ps' -l json -d 'Print one JSON document'
 complete -c mdl -n '__mdl_command_is ps' -l quiet -s q -d 'Print only names or folders'
 complete -c mdl -n '__mdl_command_is ps' -l help -s h -d 'Show this message and exit'
 
-complete -c mdl -n '__mdl_command_is stop' -l model -s m -x -a '(__mdl_models)' -d 'The same as the argument MODEL'
+complete -c mdl -n '__mdl_command_is stop' -l model -s m -x -a '(__mdl_ask model)' -d 'The same as the argument MODEL'
 complete -c mdl -n '__mdl_command_is stop' -l all -d 'All that is loaded'
 complete -c mdl -n '__mdl_command_is stop' -l force -d 'Do not wait for the answers that it is giving'
 complete -c mdl -n '__mdl_command_is stop' -l url -x -d 'The server to ask, if it is not http://127.0.0.1:3000'
 complete -c mdl -n '__mdl_command_is stop' -l api-key -x -d 'The key of the server; better set as MDL_API_KEY'
 complete -c mdl -n '__mdl_command_is stop' -l json -d 'Print one JSON document'
 complete -c mdl -n '__mdl_command_is stop' -l help -s h -d 'Show this message and exit'
-complete -c mdl -n '__mdl_command_is stop' -a '(__mdl_models)'
+complete -c mdl -n '__mdl_argument_is 1+ stop' -a '(__mdl_ask model)'
 
-complete -c mdl -n '__mdl_command_is bench' -l model -s m -x -a '(__mdl_models)' -d 'The same as the argument MODEL'
+complete -c mdl -n '__mdl_command_is bench' -l model -s m -x -a '(__mdl_ask model)' -d 'The same as the argument MODEL'
 complete -c mdl -n '__mdl_command_is bench' -l prompt -x -d 'Tokens of the prompts; 128,512,2048 as far as they fit'
 complete -c mdl -n '__mdl_command_is bench' -l streams -x -d 'Answers at once'
 complete -c mdl -n '__mdl_command_is bench' -l tokens -x -d 'Tokens of an answer'
@@ -244,7 +266,7 @@ complete -c mdl -n '__mdl_command_is bench' -l json -d 'Print one JSON document'
 complete -c mdl -n '__mdl_command_is bench' -l pull -x -a 'missing never always newer' -d 'What to do about a model that is not here: missing, never, always, newer'
 complete -c mdl -n '__mdl_command_is bench' -l offline -d 'Never use the network'
 complete -c mdl -n '__mdl_command_is bench' -l help -s h -d 'Show this message and exit'
-complete -c mdl -n '__mdl_command_is bench; and __mdl_expects_first_argument' -a '(__mdl_models)'
+complete -c mdl -n '__mdl_argument_is 1 bench' -a '(__mdl_ask model)'
 
 complete -c mdl -n '__mdl_command_is completion' -l help -s h -d 'Show this message and exit'
-complete -c mdl -n '__mdl_command_is completion; and __mdl_expects_first_argument' -a 'bash zsh fish'
+complete -c mdl -n '__mdl_argument_is 1 completion' -a 'bash zsh fish'

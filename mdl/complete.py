@@ -1,4 +1,4 @@
-"""What a shell asks for when Tab is pressed: `mdl __complete model PREFIX`.
+"""What a shell asks for when Tab is pressed: `mdl __complete KIND PREFIX`, of the kinds in KINDS.
 
 Lies beside the command line and not in it, because that would import typer. Knows only the names of folders:
 no model is read.
@@ -22,7 +22,7 @@ def complete(words: list[str]) -> int:
     """
     kind, prefix = [*words, "", ""][:2]
     try:
-        names = models(prefix) if kind == "model" else []
+        names = KINDS[kind](prefix) if kind in KINDS else set()
         # Not through sys.stdout: a shell that stops listening would make Python complain when it ends.
         os.write(1, "".join(f"{name}\n" for name in sorted(names)).encode())
     except (Exception, KeyboardInterrupt):  # noqa: BLE001
@@ -33,7 +33,33 @@ def complete(words: list[str]) -> int:
 def models(prefix: str) -> set[str]:
     """The names of models, of the user, the cache and the catalog, that start with a prefix."""
     cached, aliases = _known()
-    names = spellings(cached, slashes="/" in prefix) | aliases | set(_catalog(prefix))
+    names = spellings(cached, slashes="/" in prefix) | aliases | set(_catalog(prefix)) | set(_given())
+    return _offered(names, prefix)
+
+
+def keys(prefix: str) -> set[str]:
+    """The keys of the configuration, and each of the user's aliases as one."""
+    from mdl.settings import KEYS
+
+    plain = {name for name, key in KEYS.items() if key.variable}
+    return _offered(plain | {f"aliases.{name}" for name in _known()[1]}, prefix)
+
+
+def aliases(prefix: str) -> set[str]:
+    return _offered(_known()[1], prefix)
+
+
+def profiles(prefix: str) -> set[str]:
+    """Shipped ones and the user's, by their titles."""
+    from mdl import profilefile
+
+    return _offered((written.title for written in profilefile.all_profiles().written), prefix)
+
+
+KINDS = {"model": models, "key": keys, "alias": aliases, "profile": profiles}
+
+
+def _offered(names: Iterable[str], prefix: str) -> set[str]:
     return {name for name in names if name.startswith(prefix) and is_inert(name)}
 
 
@@ -87,6 +113,13 @@ def _known() -> tuple[list[Reference], set[str]]:
 
 def _unread(folder: Path) -> NoReturn:
     raise AssertionError(f"completion reads no models: {folder}")
+
+
+def _given() -> Iterable[str]:
+    """Names that profiles of the user give."""
+    from mdl import profilefile
+
+    return profilefile.names()
 
 
 def _catalog(prefix: str) -> Iterable[str]:

@@ -58,7 +58,10 @@ def environment(home: Path) -> dict[str, str]:
     (home.parent / "work" / "folder").mkdir(parents=True)
     (home.parent / "work" / "weights.gguf").touch()
     path = f"{script.parent}{os.pathsep}{os.environ['PATH']}"
-    return {**os.environ, "PATH": path, "MDL_HOME": str(home), "HOME": str(home.parent), "TERM": "dumb"}
+    config = home.parent / "config.toml"
+    config.write_text('version = 2\n[aliases]\nfast = "Qwen/Qwen3-0.6B-GGUF:Q8_0"\n')
+    places = {"MDL_HOME": str(home), "MDL_CONFIG": str(config), "HOME": str(home.parent)}
+    return {**os.environ, "PATH": path, "TERM": "dumb", **places}
 
 
 def asked(environment: dict[str, str], *words: str) -> list[str]:
@@ -100,7 +103,7 @@ def test_a_name_that_two_models_share_is_not_offered(environment: dict[str, str]
 
 @pytest.mark.parametrize("prefix", ["", "Qwen/", "quay.io/"])
 def test_every_name_that_is_offered_resolves(prefix: str, environment: dict[str, str], home: Path) -> None:
-    library = Library(Settings(home))
+    library = Library(Settings(home, aliases={"fast": "Qwen/Qwen3-0.6B-GGUF:Q8_0"}))
     assert [name for name in asked(environment, "model", prefix) if not library.resolve(name).reference] == []
 
 
@@ -172,6 +175,29 @@ def test_addresses_and_pins_are_offered_in_full_only() -> None:
     texts = ("https://example.org/some/model.gguf", "hf.co/one/two:Q8_0@main")
     references = [Reference.parse(text) for text in texts]
     assert spellings(references, slashes=False) == {str(reference) for reference in references}
+
+
+def test_keys_aliases_and_profiles_are_offered_where_they_are_meant(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    assert asked(environment, "key", "j") == ["jobs"]
+    assert asked(environment, "key", "al") == ["aliases.fast"]
+    assert asked(environment, "alias", "") == ["fast"]
+    (tmp_path / "profiles").mkdir()
+    (tmp_path / "profiles" / "mine.toml").write_text(
+        '[[profile]]\ntitle = "mine"\nnames = ["gpt-4"]\nmodels = ["demo"]\n'
+    )
+    (tmp_path / "config.toml").touch()
+    mine = {**environment, "MDL_CONFIG": str(tmp_path / "config.toml")}
+    assert "mine" in asked(mine, "profile", "mi")
+    assert asked(mine, "model", "gpt-4") == ["gpt-4"]
+
+
+def test_a_broken_configuration_costs_only_what_it_says(environment: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text("[")
+    broken = {**environment, "MDL_CONFIG": str(tmp_path / "config.toml")}
+    assert asked(broken, "alias", "") == []
+    assert asked(broken, "model", "granite-7b-lab:v1.2") == ["granite-7b-lab:v1.2"]
 
 
 # The scripts
@@ -286,6 +312,16 @@ def terminal(request: pytest.FixtureRequest, environment: dict[str, str]) -> Ite
         ("mdl chat --seed dem", "mdl chat --seed dem"),
         ("mdl chat demo > wei", "mdl chat demo > weights.gguf "),
         ("mdl chat 'granite-7b-lab:v1.2", "mdl chat 'granite-7b-lab:v1.2' "),
+        ("mdl config uns", "mdl config unset "),
+        ("mdl config get conn", "mdl config get connections "),
+        ("mdl config --json get conn", "mdl config --json get connections "),
+        ("mdl config set conn", "mdl config set connections "),
+        ("mdl config set connections conn", "mdl config set connections conn"),
+        ("mdl config path conn", "mdl config path conn"),
+        ("mdl config unset aliases.fa", "mdl config unset aliases.fast "),
+        ("mdl alias set new dem", "mdl alias set new demo "),
+        ("mdl alias set dem", "mdl alias set dem"),
+        ("mdl alias rm fa", "mdl alias rm fast "),
     ],
 )
 def test_tab_completes(line: str, after: str, terminal: Terminal) -> None:
@@ -334,6 +370,14 @@ def fish(environment: dict[str, str], line: str) -> list[str]:
         ("mdl inspect ~/work/wei", ["~/work/weights.gguf"]),
         ("mdl download demo --destination ", ["folder/"]),
         ("mdl chat --seed dem", []),
+        ("mdl config uns", ["unset"]),
+        ("mdl config get conn", ["connections"]),
+        ("mdl config --json set conn", ["connections"]),
+        ("mdl config set connections conn", []),
+        ("mdl config path conn", []),
+        ("mdl config unset aliases.fa", ["aliases.fast"]),
+        ("mdl alias set new dem", ["demo"]),
+        ("mdl alias rm fa", ["fast"]),
     ],
 )
 def test_fish_completes(line: str, candidates: list[str], environment: dict[str, str]) -> None:

@@ -1,8 +1,13 @@
 """Completion for bash, version 3.2 and later, with and without the package bash-completion."""
 
-from mdl.cli.completion import Command, Option
+from mdl.cli.completion import ASKED, Argument, Command, Option
 
-KINDS = {"model": "MODEL", "folder": "DIR", "file": "FILE", "text": "TEXT"}
+KINDS: dict[str, str] = {
+    "folder": "DIR",
+    "file": "FILE",
+    "text": "TEXT",
+    **{kind: f"@{kind}" for kind in ASKED},
+}
 
 
 def script(commands: list[Command]) -> str:
@@ -10,18 +15,31 @@ def script(commands: list[Command]) -> str:
     main, *others = commands
     names = ",".join(command.name for command in others)
     cases = "".join(map(_case, others))
-    return _SCRIPT.format(names=names, main=_list(main.options), cases=cases)
+    after = "".join(map(_after, others))
+    return _SCRIPT.format(names=names, main=_list(main.options), cases=cases, after=after)
 
 
 def _case(command: Command) -> str:
-    arguments = _value(command.argument, command.words) + ("..." if command.repeats else "")
     return f"""\
         {" | ".join((command.name, *command.aliases))})
-            arguments='{arguments}'
+            arguments='{_arguments(command.arguments)}'
             options='
 {_list(command.options)}            '
             ;;
 """
+
+
+def _after(command: Command) -> str:
+    """A case for each action of a command that takes something."""
+    return "".join(
+        f"        '{command.name} {action}') arguments='TEXT {_arguments(arguments)}' ;;\n"
+        for action, arguments in command.actions.items()
+        if arguments
+    )
+
+
+def _arguments(arguments: tuple[Argument, ...]) -> str:
+    return " ".join(_value(each.kind, each.words) + "..." * each.repeats for each in arguments)
 
 
 def _list(options: tuple[Option, ...]) -> str:
@@ -39,8 +57,9 @@ def _value(kind: str, words: tuple[str, ...]) -> str:
 
 _SCRIPT = r"""# Completion of mdl for bash, printed by `mdl completion bash`.
 
-# What there is to know of a command: its options, each with what it takes after a "=" (MODEL, DIR, FILE, TEXT
-# or the words to choose from), and its arguments: the first one, or all of them if it ends in "...".
+# What there is to know of a command: its options, each with what it takes after a "=" (DIR, FILE, TEXT, the
+# words to choose from, or "@" and what to ask mdl for), and its arguments, the last one for all that follow if
+# it ends in "...".
 _mdl_about() {{
     case $1 in
         '')
@@ -53,6 +72,23 @@ _mdl_about() {{
             options=
             ;;
     esac
+}}
+
+# What the arguments are after the command and the action in $1, as in "config set".
+_mdl_after() {{
+    case $1 in
+{after}    esac
+}}
+
+# What the argument at $position takes.
+_mdl_argument() {{
+    local each number=0 last=
+    value=
+    for each in $arguments; do
+        ((number++ == position)) && value=${{each%...}}
+        last=$each
+    done
+    [[ $position -ge $number && $last == *... ]] && value=${{last%...}}
 }}
 
 # The words before the cursor, and what is typed of the one at it. Bash has split them at ":", "=" and "@".
@@ -99,10 +135,14 @@ _mdl_reply() {{
 _mdl_offer() {{
     local begin=${{typed#"$1"}} words=
     case $2 in
-        MODEL)
+        @*)
             begin=${{begin#[\"\']}}
-            [[ $begin == [/~]* || $begin == ./* || $begin == ../* ]] && return
-            words=$(mdl __complete model "$begin" 2>/dev/null)
+            if [[ $2 != @model ]]; then
+                compopt +o default 2>/dev/null
+            elif [[ $begin == [/~]* || $begin == ./* || $begin == ../* ]]; then
+                return
+            fi
+            words=$(mdl __complete "${{2#@}}" "$begin" 2>/dev/null)
             ;;
         FILE)
             return
@@ -144,7 +184,7 @@ _mdl() {{
             command=$word
             _mdl_about "$command"
         else
-            ((++position))
+            ((position++ == 0)) && _mdl_after "$command $word"
         fi
     done
     if [[ -n $value ]]; then
@@ -157,10 +197,9 @@ _mdl() {{
         for word in $options; do
             _mdl_reply "${{word%%=*}}"
         done
-    elif ((position == 0)) || [[ $arguments == *... ]]; then
-        _mdl_offer '' "${{arguments%...}}"
     else
-        compopt +o default 2>/dev/null
+        _mdl_argument
+        _mdl_offer '' "$value"
     fi
 }}
 

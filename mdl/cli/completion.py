@@ -1,7 +1,7 @@
 """The command `completion`: what makes a shell complete the others. Knows what options take, and no shell."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, get_args
 
 import typer
@@ -9,7 +9,9 @@ import typer
 from mdl import ui
 from mdl.errors import UsageError
 
-Kind = Literal["", "model", "folder", "file", "word", "text"]  # what a value is; "" is for flags
+# What a value is; "" is for flags. Those of ASKED are known to `mdl __complete`.
+Kind = Literal["", "model", "key", "alias", "profile", "folder", "file", "word", "text"]
+ASKED: tuple[Kind, ...] = ("model", "key", "alias", "profile")
 
 # What an option takes, where its metavar tells. All others take text that nobody can complete.
 KINDS: dict[str, Kind] = {"MODEL": "model", "DIR": "folder", "FILE": "file"}
@@ -27,16 +29,50 @@ class Option:
 
 
 @dataclass(frozen=True, slots=True)
+class Argument:
+    """What stands at one place, or, if it `repeats`, at all that follow."""
+
+    kind: Kind
+    words: tuple[str, ...] = ()
+    repeats: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Command:
-    """A command, its other names, its options, and what its arguments are."""
+    """A command, its other names, its options, and what its arguments are. If the first one is a word that
+    says what to do, `actions` tells for each such word what follows it."""
 
     name: str
     aliases: tuple[str, ...]
     help: str
     options: tuple[Option, ...]
-    argument: Kind = ""
-    words: tuple[str, ...] = ()
-    repeats: bool = False  # whether all arguments are such, or only the first
+    arguments: tuple[Argument, ...] = ()
+    actions: Mapping[str, tuple[Argument, ...]] = field(default_factory=dict)
+
+
+_TEXT, _MODEL, _KEY, _ALIAS = Argument("text"), Argument("model"), Argument("key"), Argument("alias")
+
+# Commands whose first argument says what to do, and what follows it.
+ACTIONS: dict[str, dict[str, tuple[Argument, ...]]] = {
+    "alias": {"list": (), "set": (_TEXT, _MODEL), "rm": (_ALIAS,)},
+    "config": {
+        "show": (),
+        "get": (_KEY,),
+        "set": (_KEY, Argument("text", repeats=True)),
+        "unset": (_KEY,),
+        "path": (),
+        "edit": (),
+    },
+    "profile": {
+        "list": (),
+        "show": (Argument("profile"),),
+        "new": (_TEXT,),
+        "check": (Argument("file", repeats=True),),
+        "import": (Argument("file", repeats=True),),
+        "refresh": (_TEXT,),
+        "reset": (),
+    },
+}
 
 
 def completion(
@@ -73,12 +109,15 @@ def commands() -> list[Command]:
 
 
 def _command(name: str, aliases: tuple[str, ...], command: Any) -> Command:
-    argument = next((param for param in command.params if param.param_type_name == "argument"), None)
-    label = (argument.metavar or "") if argument else ""
-    words = _words(name, label)
-    kind: Kind = "" if argument is None else "word" if words else _kind(label)
-    options = tuple(_options(command))
-    return Command(name, aliases, _line(command.help), options, kind, words, label.endswith("..."))
+    actions = ACTIONS.get(name, {})
+    labels = [param.metavar or "" for param in command.params if param.param_type_name == "argument"]
+    arguments = tuple(_argument(name, label) for label in labels[: 1 if actions else None])
+    return Command(name, aliases, _line(command.help), tuple(_options(command)), arguments, actions)
+
+
+def _argument(command: str, label: str) -> Argument:
+    words = _words(command, label)
+    return Argument("word" if words else _kind(label), words, label.endswith("..."))
 
 
 def _options(command: Any) -> Iterator[Option]:
@@ -105,13 +144,15 @@ def _words(command: str, name: str) -> tuple[str, ...]:
 
     known = {
         ("completion", "SHELL"): SHELLS,
-        ("alias", "ACTION"): ("list", "set", "rm"),
         ("list", "--sort"): (*SORTS, *(f"-{key}" for key in SORTS)),
     }
+    if name == "ACTION":
+        return tuple(ACTIONS[command])
     if name == "--pull":
         return tuple(word for word in get_args(Pull) if word != "ask")  # what happens without the option
     return ("auto",) if name == "--gpu-layers" else known.get((command, name), ())
 
 
 def _line(text: str | None) -> str:
-    return " ".join((text or "").split()).removesuffix(".")
+    """The first paragraph, as one line."""
+    return " ".join((text or "").partition("\n\n")[0].split()).removesuffix(".")

@@ -1,10 +1,10 @@
 """Completion for fish."""
 
-from mdl.cli.completion import Command, Option
+from mdl.cli.completion import ASKED, Argument, Command, Option
 
-TAKES = {
+TAKES: dict[str, str] = {
     "": "",
-    "model": " -x -a '(__mdl_models)'",
+    **{kind: f" -x -a '(__mdl_ask {kind})'" for kind in ASKED},
     "folder": " -x -a '(__fish_complete_directories)'",
     "file": " -r -F",
     "text": " -x",
@@ -29,11 +29,21 @@ def script(commands: list[Command]) -> str:
 def _command(command: Command) -> list[str]:
     condition = f"'__mdl_command_is {' '.join((command.name, *command.aliases))}'"
     lines = [_option(option, condition) for option in command.options]
-    if command.argument not in ("", "text"):
-        first = condition if command.repeats else f"{condition[:-1]}; and __mdl_expects_first_argument'"
-        takes = _takes(command.argument, command.words).removeprefix(" -x")
-        lines.append(f"complete -c mdl -n {first}{takes}")
+    names = " ".join((command.name, *command.aliases))
+    lines += _arguments(f"'__mdl_argument_is NUMBER {names}'", command.arguments)
+    for action, arguments in command.actions.items():
+        lines += _arguments(f"'__mdl_follows NUMBER {command.name} {action}'", arguments)
     return lines
+
+
+def _arguments(condition: str, arguments: tuple[Argument, ...]) -> list[str]:
+    """A line for each argument that can be completed. One that repeats is told as `3+`."""
+    return [
+        f"complete -c mdl -n {condition.replace('NUMBER', f'{number}' + '+' * each.repeats)}"
+        + _takes(each.kind, each.words).removeprefix(" -x")
+        for number, each in enumerate(arguments, 1)
+        if each.kind != "text"
+    ]
 
 
 def _option(option: Option, condition: str) -> str:
@@ -79,18 +89,34 @@ function __mdl_command_is
     set -q words[1]; and contains -- $words[1] $argv
 end
 
-function __mdl_expects_first_argument
+# Whether argument $argv[1] (1+: this one or a later one) is next, after one of the commands that follow it.
+function __mdl_argument_is
     set -l words (__mdl_words)
-    test (count $words) -eq 1
+    set -q words[1]; and contains -- $words[1] $argv[2..]; and __mdl_is_number (count $words) $argv[1]
 end
 
-# The names that mdl knows, or paths.
-function __mdl_models
+# The same after a command and its action, as in "config set".
+function __mdl_follows
+    set -l words (__mdl_words)
+    test "$words[1..2]" = "$argv[2..3]"; and __mdl_is_number (math (count $words) - 1) $argv[1]
+end
+
+function __mdl_is_number
+    set -l wanted (string replace + '' -- $argv[2])
+    if string match -q -- '*+' $argv[2]
+        test $argv[1] -ge $wanted
+    else
+        test $argv[1] -eq $wanted
+    end
+end
+
+# The names of a kind that mdl knows; of models paths, too.
+function __mdl_ask
     set -l typed (commandline -ct | string replace -r -- '^--?[a-z-]+=' '')
-    if string match -qr -- '^(/|\./|\.\./|~)' $typed
+    if test $argv[1] = model; and string match -qr -- '^(/|\./|\.\./|~)' $typed
         complete -C "'' $typed" # as for a command that nothing is known of
     else
-        mdl __complete model "$typed" 2>/dev/null
+        mdl __complete $argv[1] "$typed" 2>/dev/null
     end
 end
 

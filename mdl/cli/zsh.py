@@ -1,9 +1,9 @@
 """Completion for zsh, by its function `_arguments`."""
 
-from mdl.cli.completion import Command, Option
+from mdl.cli.completion import ASKED, Command, Option
 
-ACTIONS = {
-    "model": ":model:_mdl_models",
+ACTIONS: dict[str, str] = {
+    **{kind: f":{kind}:_mdl_{kind}" for kind in ASKED},
     "folder": ":folder:_path_files -/",
     "file": ":file:_files",
     "text": ":value: ",
@@ -15,7 +15,8 @@ def script(commands: list[Command]) -> str:
     main, *others = commands
     names = "".join(f"        {_quote(f'{command.name}:{command.help}')}\n" for command in others)
     specs = "".join(f"        {_option(option)} \\\n" for option in main.options)
-    return _SCRIPT.format(names=names, main=specs, cases="".join(map(_case, others)))
+    after = "".join(map(_after, others))
+    return _SCRIPT.format(names=names, main=specs, cases="".join(map(_case, others)), after=after)
 
 
 def _case(command: Command) -> str:
@@ -29,10 +30,23 @@ def _case(command: Command) -> str:
 
 
 def _arguments(command: Command) -> list[str]:
-    action = _action(command.argument, command.words)
-    if not action:
-        return []
-    return [_quote("*" + action)] if command.repeats else [_quote("1" + action), "'*:value: '"]
+    specs = [
+        _quote(("*" if each.repeats else str(number)) + _action(each.kind, each.words))
+        for number, each in enumerate(command.arguments, 1)
+    ]
+    if command.actions:
+        return [*specs, _quote(f"*:value:{{_mdl_after {command.name}}}")]
+    return specs if not specs or specs[-1].startswith("'*") else [*specs, "'*:value: '"]
+
+
+def _after(command: Command) -> str:
+    """A case for each argument that follows an action and can be completed."""
+    return "".join(
+        f"        ('{command.name} {action} {number}') _mdl_{argument.kind} ;;\n"
+        for action, arguments in command.actions.items()
+        for number, argument in enumerate(arguments, 1)
+        if argument.kind in ASKED
+    )
 
 
 def _option(option: Option) -> str:
@@ -57,14 +71,40 @@ def _quote(text: str) -> str:
 _SCRIPT = r"""#compdef mdl
 # Completion of mdl for zsh, printed by `mdl completion zsh`.
 
-# A name that mdl knows, or a path.
-_mdl_models() {{
+# What mdl knows of the kind $1.
+_mdl_ask() {{
+    local kind=$1
     local -a names
+    shift
+    names=(${{(f)"$(_call_program $kind mdl __complete $kind ${{(q)${{(Q)PREFIX}}}} 2>/dev/null)"}})
+    compadd "$@" -a names
+}}
+
+_mdl_key() {{
+    _mdl_ask key "$@"
+}}
+
+_mdl_alias() {{
+    _mdl_ask alias "$@"
+}}
+
+_mdl_profile() {{
+    _mdl_ask profile "$@"
+}}
+
+# A name that mdl knows, or a path.
+_mdl_model() {{
     if [[ $PREFIX != (/|./|../|\~)* ]]; then
-        names=(${{(f)"$(_call_program models mdl __complete model ${{(q)${{(Q)PREFIX}}}} 2>/dev/null)"}})
-        compadd "$@" -a names && return
+        _mdl_ask model "$@" && return
     fi
     _files
+}}
+
+# What follows the action of the command $1, as in "config set".
+_mdl_after() {{
+    local -a given=(${{words[2,CURRENT-1]:#-*}})
+    case "$1 $given[1] $#given" in
+{after}    esac
 }}
 
 _mdl_commands() {{
