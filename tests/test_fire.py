@@ -26,6 +26,7 @@ from mdl.server.guard import OPEN_PATHS
 from mdl.server.jobs import Jobs
 from mdl.server.names import Names, files
 from mdl.server.options import Limits, ServeOptions
+from mdl.server.passing import Passing
 from mdl.server.pool import Pool
 from mdl.server.service import Service
 
@@ -200,7 +201,8 @@ def routes(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, str]]:
     options = ServeOptions(api_key="secret")
     pool = Pool(lambda model: files(library, model), EngineSettings())
     jobs = Jobs(library, Limits())
-    found = app(Service(Names(library, ()), pool, Room(Limits()), library, jobs), options).routes
+    passing = Passing(library.settings)
+    found = app(Service(Names(library, ()), pool, Room(Limits()), library, jobs, passing), options).routes
     named: list[str] = [route.path for route in found]  # type: ignore[attr-defined]
     paths = [path.replace("{name:path}", "demo").replace("{job}", "none") for path in named]
     assert CHAT in paths

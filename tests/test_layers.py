@@ -63,6 +63,7 @@ ALLOWED = {
         "remote",
         "catalog",
         "documents",
+        "fetch",
         "inspection",
         "layers",
         "weights",

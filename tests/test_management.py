@@ -227,6 +227,24 @@ def test_an_id_that_ends_like_a_route_has_its_slash_encoded(server: Server) -> N
     assert server.ask("DELETE", f"/v1/models/{quote(called, safe='')}")[0] == 200
 
 
+def describe(home: Path, name: str, source: str) -> None:
+    """A model that is only a model.json."""
+    absent = home / "models" / "quay.io" / "org" / name
+    absent.mkdir()
+    (absent / "model.json").write_text(json.dumps({"source_url": source}))
+
+
+def test_all_models_are_those_too_that_cannot_be_asked(server: Server, home: Path) -> None:
+    describe(home, "absent", "org/absent")
+    (home / "models/quay.io/org/torn/torn.gguf").write_bytes(CONTENT[:100_000])
+    usual = {model["id"] for model in get(server, "/v1/models")["data"]}
+    states = {model["id"]: model["state"] for model in get(server, "/v1/models?all=true")["data"]}
+    assert usual < set(states)
+    assert (states["quay.io/org/absent"], states["quay.io/org/torn"]) == ("not-downloaded", "error")
+    assert state(server, "quay.io/org/absent") == "not-downloaded"
+    assert server.ask("GET", "/v1/models?all=maybe")[1]["error"]["param"] == "all"
+
+
 @pytest.mark.parametrize(
     ("header", "able"),
     [
@@ -314,6 +332,21 @@ def test_what_is_here_is_looked_for_at_its_source_again(server: Server, hub: Hub
     assert ended(server, fetch(server, name))["state"] == "done"
     assert get(server, f"/v1/models/{name}/metadata")["header"]["general.name"] == "new"
     assert ended(server, fetch(server, "demo"))["bytes"] == len(CONTENT)  # has no source, and needs none
+
+
+def test_a_model_that_is_only_a_json_is_fetched_from_where_that_says_if_that_may_be(
+    server: Server, name: str, home: Path
+) -> None:
+    described = name.partition("/")[2]
+    describe(home, described, name)
+    status, job = post(server, f"/v1/models/quay.io/org/{described}/download")
+    assert (status, ended(server, job)["state"]) == (202, "done")
+    assert text(server.chat(model=f"quay.io/org/{described}")[1]) == PARIS
+    for index, evil in enumerate(("https://evil.example/x.gguf", "file:///etc/passwd", "/etc/passwd")):
+        describe(home, f"evil{index}", evil)
+        status, job = post(server, f"/v1/models/evil{index}/download")
+        error = ended(server, job)["error"] if status == 202 else job["error"]
+        assert status in (202, 403) and "clients" in error["message"], evil
 
 
 def test_a_connection_that_is_cut_is_taken_up_again(server: Server, hub: Hub, name: str) -> None:

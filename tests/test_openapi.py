@@ -72,7 +72,7 @@ def walk(schema: Any) -> Iterator[dict[str, Any]]:
 
 
 def test_each_route_is_described_and_each_description_has_a_route() -> None:
-    service = Service(None, None, None, None, None)  # type: ignore[arg-type] # nothing is asked
+    service = Service(None, None, None, None, None, None)  # type: ignore[arg-type] # nothing is asked
     routes = [route for route in app(service, ServeOptions()).routes if isinstance(route, Route)]
     paths = document(False)["paths"]
     assert {re.sub(r":\w+}", "}", route.path) for route in routes} == set(paths)

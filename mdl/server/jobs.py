@@ -242,8 +242,9 @@ class Jobs:
             raise NotFound(
                 f"no model is called {show(resolution.name)}", "a remote model has at least org/name"
             )
-        for place in (resolution.reference, *resolution.others):
-            self._check(place)
+        if resolution.wanted is None:  # else it is its model.json that says where it comes from
+            for place in (resolution.reference, *resolution.others):
+                self._check(place)
         return resolution.reference
 
     def _check(self, place: Reference) -> None:

@@ -13,7 +13,7 @@ from time import monotonic
 from typing import Any
 from urllib.parse import unquote
 
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, QueryParams
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -104,10 +104,12 @@ def named(scope: Scope, end: str = "") -> str | None:
 
 
 async def listing(asked: Asked) -> Response:
-    """GET /v1/models."""
+    """GET /v1/models: those that can be asked, with `all` also those that cannot."""
     models = await asked.service.names.all()
     if only := guard.given(asked.scope):
         models = {only: await asked.service.names.find(only)}
+    elif _wants_all(asked):
+        models = await asyncio.to_thread(_with_others, asked.library, models)
     able = await asyncio.to_thread(lambda: [_abilities(model) for model in models.values()])
     data = [
         _document(asked.service, name, model, abilities)
@@ -351,19 +353,26 @@ def _word(model: Model | None, entry: Entry | None, job: Job | None, failure: Md
         return "downloading"
     if failure is not None:
         return "error"
-    return "not-downloaded" if model is None else "ready"
+    return "not-downloaded" if model is None or model.is_absent else "ready"
 
 
 def _failure(service: Service, model: Model | None, job: Job | None) -> MdlError | None:
     """Why it cannot be asked."""
-    if model is None:
+    if model is None or model.is_absent:
         return job.error if job is not None else None
-    return MdlError(model.problem) if model.problem else service.pool.failure(model)
+    cause = model.problem or model.summary.unsupported
+    return MdlError(cause) if cause else service.pool.failure(model)
+
+
+def _entries(service: Service, model: Model | None) -> list[Entry]:
+    """Its engines: as a rule one. Those that stay come first."""
+    at = key(model) if model is not None else None
+    found = [entry for entry in service.pool.entries if key(entry.model) == at]
+    return sorted(found, key=lambda entry: (entry.leaving, entry.loading))
 
 
 def _entry(service: Service, model: Model | None) -> Entry | None:
-    at = key(model) if model is not None else None
-    return next((entry for entry in service.pool.entries if key(entry.model) == at), None)
+    return next(iter(_entries(service, model)), None)
 
 
 def _document(service: Service, name: str, model: Model, able: tuple[str, ...]) -> dict[str, Any]:
@@ -386,6 +395,20 @@ def _document(service: Service, name: str, model: Model, able: tuple[str, ...]) 
     }
 
 
+def _wants_all(asked: Asked) -> bool:
+    wanted = QueryParams(asked.scope["query_string"]).get("all", "false")
+    if wanted not in ("true", "false"):
+        raise Refused("all has to be true or false", param="all")
+    return wanted == "true" and not asked.service.names.served
+
+
+def _with_others(library: Library, models: dict[str, Model]) -> dict[str, Model]:
+    """And those of the cache that cannot be asked."""
+    known = set(map(key, models.values()))
+    others = (model for model in library.list() if model.summary.kind == "model" and key(model) not in known)
+    return {**models, **{str(model.reference): model for model in others}}
+
+
 def _abilities(model: Model) -> tuple[str, ...]:
     at = key(model)
     if at not in _able:
@@ -400,11 +423,12 @@ def _metadata(library: Library, model: Model) -> dict[str, Any]:
 
     found = documents.model(model)
     del found["folder"]  # a client has no business with what lies where
+    unread = model.problem or model.is_api
     return {
         **found,
         "license": model.summary.license,
         "capabilities": list(_abilities(model)),
-        "header": _plain(inspection.metadata(library.weights(model))) if not model.problem else None,
+        "header": None if unread else _plain(inspection.metadata(library.weights(model))),
     }
 
 
@@ -418,9 +442,8 @@ def _plain(value: Any) -> Any:
 
 
 async def _let_go(service: Service, model: Model) -> None:
-    """Ends its engine, if that is idle."""
-    entry = _entry(service, model)
-    if entry is not None and (entry.busy or entry.loading):
+    """Ends its engines, if they are idle."""
+    if any(entry.busy or entry.loading for entry in _entries(service, model)):
         raise _in_use(f"{model.reference} is answering requests", "try again later, or stop it first")
     await service.pool.stop(model)
 

@@ -118,7 +118,9 @@ _CANCEL = "Ends a download. What has arrived stays, and the next one goes on fro
 
 
 def _models(more: str) -> dict[str, Any]:
-    listed = _get(f"models{more}", "The models that can be asked.", schemas.ref("Models"))
+    listed = _get(f"models{more}", "The models that can be asked.", schemas.ref("Models"), (*_ALWAYS, "400"))
+    about = "Also those that cannot be asked: not downloaded, damaged, or of a kind that does not run here."
+    listed["get"]["parameters"] = [{"name": "all", "in": "query", "schema": schemas.flag(about)}]
     return {**listed, **_begins(f"fetch{more}", _FETCH, "FetchRequest", needed=True)}
 
 
