@@ -6,17 +6,21 @@ are defaults: a later version of them may lie in the data folder. A user's profi
 place of a shipped one; else both count, and what the user's one sets goes first.
 """
 
+import re
 from collections.abc import Callable, Iterable, Iterator
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from mdl import config
-from mdl.errors import MdlError, NotFound
+from mdl.errors import MdlError, NotFound, UsageError
 from mdl.model import Model
 from mdl.profiles import Profile
-from mdl.profiletext import Written, load, parse, read
+from mdl.profiletext import LARGEST, Written, load, parse, read
+
+if TYPE_CHECKING:
+    from mdl.settings import Settings
 
 SHIPPED = Path(__file__).parent / "shipped" / "profiles.toml"
 REFRESHED = "profiles.toml"  # in the data folder: newer ones than those that came with mdl
@@ -77,7 +81,7 @@ def users() -> Shelf:
 def shipped() -> Shelf:
     """Those that ship with mdl, or what `refresh` put in their place."""
     failures: tuple[MdlError, ...] = ()
-    for path in (config.data_path() / REFRESHED, SHIPPED):
+    for path in (refreshed(), SHIPPED):
         try:
             if path.exists():
                 return Shelf(_shipped(path), failures)
@@ -94,16 +98,23 @@ def all_profiles() -> Shelf:
     return Shelf((*own.written, *kept), (*own.failures, *defaults.failures))
 
 
-def matching(model: Model, name: str = "", path: str = "") -> list[tuple[str, Profile]]:
+Sourced = list[tuple[str, Profile]]
+
+
+def matching(model: Model, name: str = "", path: str = "") -> tuple[Sourced, Sourced]:
     """What profiles set for a model that was asked for by this name and over this API path, each with a word
-    about where it comes from; the least important first, and the shipped ones before the user's."""
+    about where it comes from, the least important first: the shipped ones, and the user's."""
     shelf = all_profiles()
     own = [written for written in shelf.written if not written.shipped]
     defaults = [written for written in shelf.written if written.shipped]
-    found = [*_fitting(defaults, model, name, path), *_fitting(own, model, name, path)]
+    found = _fitting(own, model, name, path)
     notes = tuple(f"a profile is left out: {failure.message}" for failure in shelf.failures)
     if notes:
         found.append(Written("", "", Profile(notes=notes)))
+    return _sourced(_fitting(defaults, model, name, path)), _sourced(found)
+
+
+def _sourced(found: Iterable[Written]) -> Sourced:
     return [(_source(written), written.profile) for written in found]
 
 
@@ -119,6 +130,11 @@ def meant(name: str, asked: Asked, here: Here) -> Meant | None:
             if (reference := condition.reference) is not None:
                 return Meant(written, None, reference)
     return Meant(called[0], None, None) if called else None
+
+
+def files() -> list[Path]:
+    """The files of the user's profiles."""
+    return _files(folder())
 
 
 def names() -> list[str]:
@@ -209,3 +225,48 @@ def _shipped(path: Path) -> tuple[Written, ...]:
 @lru_cache(maxsize=4)
 def _shipped_at(path: Path, *_: int) -> tuple[Written, ...]:
     return tuple(parse(load(path), path.stem, str(path), path.parent, shipped=True))
+
+
+# What is written
+
+
+def path_of(title: str) -> Path:
+    """Where a profile of the user of this title lies. Raises UsageError for what cannot be a file's name."""
+    from mdl.reference import show
+
+    if not re.fullmatch(r"[^\W_][\w.+-]{0,79}", title) or title.endswith("."):
+        raise UsageError(f"{show(title)} cannot be the name of a profile", "letters, digits, dots and dashes")
+    return folder() / f"{title}.toml"
+
+
+def save(title: str, text: str, *, force: bool = False) -> Path:
+    """Write a profile of the user's, which is checked first. Raises UsageError, also where one of this title
+    is there already, DiskError."""
+    from mdl.refreshing import keep
+
+    path = path_of(title)
+    parse(text, title, str(path), path.parent)
+    if path.exists() and not force:
+        raise UsageError(f"{path} is there already", hint="replace it with --force")
+    keep(path, text.encode())
+    return path
+
+
+def refresh(address: str, settings: "Settings") -> int:
+    """Put the profiles at an address in the place of those that ship with mdl; how many they are. The user's
+    stay as they are. Raises what `refreshing.refresh` does."""
+    from mdl import refreshing
+
+    def check(data: bytes) -> int:
+        try:
+            found = parse(data.decode("utf-8"), REFRESHED, "they", Path(), shipped=True)
+        except UnicodeDecodeError:
+            raise UsageError("they are no text in UTF-8") from None
+        return len(found)
+
+    return refreshing.refresh(address, settings, refreshed(), LARGEST, check)
+
+
+def refreshed() -> Path:
+    """Where profiles that were fetched lie."""
+    return config.data_path() / REFRESHED

@@ -122,6 +122,29 @@ def text(document: Mapping[str, Any], comments: Collection[str] = ()) -> str:
     return head + written
 
 
+def as_text(written: Written) -> str:
+    """What a profile that was read sets, as TOML."""
+    profile = written.profile
+    fields = {
+        "description": written.description,
+        "names": list(written.names),
+        "models": [condition.text for condition in written.models],
+        "paths": list(written.paths),
+        "system": profile.system,
+        "chat_template": profile.template,
+        "completion_template": profile.completion_template,
+        "settings": _plain(profile.settings),
+        "parameters": _plain(profile.sampling),
+        "messages": [{"role": each.role, "content": each.content} for each in profile.messages],
+        "adapters": [str(path) for path in profile.adapters],
+    }
+    return text({name: value for name, value in fields.items() if value})
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
 def prefixed(prefixes: Mapping[str, str]) -> str:
     """A chat template that writes each turn behind the prefix of its role."""
     end = _quoted(prefixes.get("end", "\n"))

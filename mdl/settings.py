@@ -226,6 +226,9 @@ class Settings:
     catalog_url: str = _key(
         "", text, "address", "Where mdl catalog refresh gets the catalog: https://… or oci://…"
     )
+    profiles_url: str = _key(
+        "", text, "address", "Where mdl profile refresh gets profiles: https://… or oci://…"
+    )
 
     offline: bool = _key(
         False, flag, "true or false", "Never use the network.", table="network", words=("true", "false")

@@ -26,6 +26,7 @@ COMMANDS = {
     "catalog": "mdl.cli.finding:catalog",
     "search": "mdl.cli.finding:search",
     "config": "mdl.cli.configuring:configure",
+    "profile": "mdl.cli.profiling:profile",
     "login": "mdl.cli.access:login",
     "logout": "mdl.cli.access:logout",
     "chat": "mdl.cli.running:chat",

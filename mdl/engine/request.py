@@ -177,7 +177,8 @@ class Completion:
     """A text, or tokens, to be gone on with as they are: no template. With a `suffix`, what comes between.
 
     `echo` tells the prompt's own tokens first, with their `logprobs` where those are asked for; without
-    `answers` nothing follows them.
+    `answers` nothing follows them. `template` is Jinja that writes what is gone on with, from a `prompt` that
+    is a text; "": nothing is put around it.
     """
 
     prompt: str | tuple[int, ...]
@@ -186,6 +187,7 @@ class Completion:
     echo: bool = False
     answers: bool = True
     format: Format | None = None
+    template: str = ""
 
 
 Input = str | tuple[int, ...]

@@ -104,6 +104,10 @@ class Template:
             )
         return Prompt(tuple(text.split(mark)) if mark else (text,))
 
+    def around(self, prompt: str) -> str:
+        """A prompt that is to be gone on with, as the template writes it. Raises what `render` does."""
+        return self._written({**self._tokens, "prompt": prompt})
+
     def _whole(self, chat: Chat) -> str:
         try:
             return self._write(_messages(chat, _parsed), chat)
@@ -153,6 +157,9 @@ class Template:
             variables |= dict.fromkeys(SWITCHES, chat.thinking)
         if chat.effort:
             variables[EFFORT] = chat.effort
+        return self._written(variables)
+
+    def _written(self, variables: Mapping[str, Any]) -> str:
         try:
             return _bounded(self._program().template.generate(**variables))
         except MdlError:
@@ -168,6 +175,11 @@ class Template:
         if self._compiled is None:
             self._compiled = _compile(self.source)
         return self._compiled
+
+
+def check(source: str) -> None:
+    """Raises UnsupportedModel, with the line, for a template that is broken."""
+    _compile(source)
 
 
 def import_jinja() -> None:

@@ -11,6 +11,7 @@ import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from queue import SimpleQueue
 from time import perf_counter
@@ -226,7 +227,16 @@ class Worker:
 
     def completion(self, request: int, asked: Any) -> None:
         with _about("prompt"):
-            self.complete(request, wire.unpack(Completion, asked))
+            self.complete(request, self.around(request, wire.unpack(Completion, asked)))
+
+    def around(self, request: int, completion: Completion) -> Completion:
+        """With the prompt as its template writes it."""
+        if not completion.template or not isinstance(completion.prompt, str):
+            return completion
+        self.pipes.send(rendering=request)
+        with _bounded_time(), _bounded_memory():
+            prompt = self.writing(completion.template).template.around(completion.prompt)
+        return replace(completion, prompt=prompt)
 
     def complete(self, request: int, completion: Completion) -> None:
         prompt, suffix = completion.prompt, completion.suffix or ""

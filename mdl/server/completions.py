@@ -41,7 +41,11 @@ class Asked:
     def requests(self, profile: Profile) -> tuple[Completion, ...]:
         usual = {"max_tokens": USUAL_TOKENS, **profile.sampling, **self.given}
         sampling = Sampling(**usual)
-        asked = (replace(completion, sampling=sampling) for completion in self.completions)
+        template = profile.completion_template or ""
+        asked = (
+            replace(completion, sampling=sampling, template="" if completion.suffix is not None else template)
+            for completion in self.completions
+        )
         return tuple(request for one in asked for request in openai.several(one, self.each))
 
     def chunks(self, name: str) -> texts.Chunks:

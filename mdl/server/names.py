@@ -72,7 +72,7 @@ class Names:
         return model
 
     async def all(self) -> dict[str, Model]:
-        """Name and model of all that can be asked for: also by names of the user's, in profiles and aliases."""
+        """Name and model of all that can be asked for; also by the user's own names."""
         return await asyncio.to_thread(self._all)
 
     async def wanted(self, name: str, path: str, model: Model) -> Wanted:

@@ -1,0 +1,358 @@
+"""How other tools write what a profile is: Ollama's Modelfile, and LocalAI's YAML. Knows no models.
+
+What comes out are the fields of a profile (see `profiletext`), and notes on what has no place in one.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from mdl.errors import UnsupportedModel, UsageError
+from mdl.header import line
+from mdl.profiletext import ROLES
+
+if TYPE_CHECKING:
+    from mdl.profiles import Profile
+
+MOST_INSTRUCTIONS = 10_000
+MOST_NODES = 10_000  # of a YAML document
+DEEPEST = 20
+
+
+@dataclass(slots=True)
+class Foreign:
+    """The fields of a profile as they are found, and what could not be taken over, and why."""
+
+    fields: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def put(self, name: str, value: Any) -> None:
+        self.fields[name] = value
+
+    def add(self, name: str, value: Any) -> None:
+        self.fields.setdefault(name, []).append(value)
+
+    def set(self, name: str, value: Any) -> None:
+        """A setting or a parameter, by any of its names; what is not known is noted."""
+        from mdl import parameters
+
+        said = parameters.profile({name: value}, "it", lenient=True)
+        self.notes += said.notes
+        self.notes += [f"{ignored} has no place in a profile" for ignored in said.ignored]
+        self._keep(said)
+
+    def set_strictly(self, name: str, value: Any) -> None:
+        """The same, where what is not known is an error: raises UsageError."""
+        from mdl import parameters
+
+        self._keep(parameters.profile({name: value}, "--set"))
+
+    def _keep(self, said: "Profile") -> None:
+        for kind, values in (("settings", said.settings), ("parameters", said.sampling)):
+            for ours, read in values.items():
+                self.fields.setdefault(kind, {})[ours] = list(read) if isinstance(read, tuple) else read
+
+
+def read(text: str, name: str) -> Foreign:
+    """A profile of another tool, told by the file's name and what it holds. Raises UsageError for what is
+    neither."""
+    if name.endswith((".yaml", ".yml")):
+        return local_ai(text)
+    if re.search(r"^\s*FROM\s+\S", text, re.IGNORECASE | re.MULTILINE):
+        return modelfile(text)
+    raise UsageError(
+        f"{line(name) or 'the file'} is neither a Modelfile, which has FROM, nor YAML of LocalAI",
+        hint="mdl profile import Modelfile, or FILE.yaml",
+    )
+
+
+# Ollama's Modelfile: https://github.com/ollama/ollama/blob/main/docs/modelfile.md
+
+
+class Instruction(NamedTuple):
+    """`key` is the first word of those that have one: the name of a parameter, a role."""
+
+    line: int
+    name: str
+    key: str
+    value: str
+
+
+def modelfile(text: str) -> Foreign:
+    """Raises UsageError, with the line, for what is no Modelfile."""
+    found = Foreign()
+    for instruction in _instructions(text):
+        take = _INSTRUCTIONS.get(instruction.name.upper())
+        if take is None:
+            raise UsageError(
+                f"line {instruction.line}: {line(instruction.name)} is no instruction of a Modelfile",
+                hint=f"known: {', '.join(_INSTRUCTIONS)}",
+            )
+        take(found, instruction)
+    if "models" not in found.fields:
+        raise UsageError("the Modelfile names no model", hint="FROM MODEL")
+    return found
+
+
+def _instructions(text: str) -> Iterator[Instruction]:
+    lines = text.splitlines()
+    number = count = 0
+    while number < len(lines):
+        name, _, rest = lines[number].strip().partition(" ")
+        start = number = number + 1
+        if not name or name.startswith("#"):
+            continue
+        key = ""
+        if name.upper() in _KEYED:
+            key, _, rest = rest.strip().partition(" ")
+        rest = rest.strip()
+        if (quote := _opened(rest)) is not None:
+            number = _closing(lines, start, quote)
+            rest = "\n".join((rest, *lines[start:number])).rstrip()
+        count += 1
+        if count > MOST_INSTRUCTIONS:
+            raise UsageError(f"the Modelfile has more than {MOST_INSTRUCTIONS:,} instructions")
+        yield Instruction(start, name, key, _unquoted(rest))
+
+
+_KEYED = ("PARAMETER", "MESSAGE")
+_QUOTES = ('"""', '"')
+
+
+def _opened(value: str) -> str | None:
+    """The quotation mark that a value begins with and does not end with."""
+    quote = next((quote for quote in _QUOTES if value.startswith(quote)), None)
+    closed = quote is None or (len(value) >= 2 * len(quote) and value.endswith(quote))
+    return None if closed else quote
+
+
+def _closing(lines: list[str], start: int, quote: str) -> int:
+    """The number of the line that ends with it. Raises UsageError where none does."""
+    for number in range(start, len(lines)):
+        if lines[number].rstrip().endswith(quote):
+            return number + 1
+    raise UsageError(f"line {start}: the {quote} is not closed", hint=f"end the text with {quote}")
+
+
+def _unquoted(value: str) -> str:
+    for quote in _QUOTES:
+        if len(value) >= 2 * len(quote) and value.startswith(quote) and value.endswith(quote):
+            return value[len(quote) : -len(quote)]
+    return value
+
+
+def _from(found: Foreign, instruction: Instruction) -> None:
+    value = instruction.value
+    is_path = value.startswith(("/", "./", "../", "~")) or value.endswith(".gguf")
+    if is_path and "/" not in value:
+        value = f"./{value}"
+    known = is_path or "://" in value or re.match(r"[\w-]+\.[\w.-]+/|hf\.co/", value)
+    found.add("models", value if known else f"ollama://{value}")
+
+
+def _parameter(found: Foreign, instruction: Instruction) -> None:
+    if instruction.key == "stop":
+        found.add("stop", instruction.value)
+    else:
+        found.set(instruction.key, instruction.value)
+
+
+def _template(found: Foreign, instruction: Instruction) -> None:
+    from mdl.gojinja import translate
+
+    try:
+        template = translate(instruction.value)
+    except UnsupportedModel as failure:
+        found.notes.append(f"the template is left out: {failure.message}")
+        return
+    if template is None:
+        found.notes.append("the template only passes the prompt on: the model's own is used")
+    else:
+        found.put("chat_template", template)
+
+
+def _message(found: Foreign, instruction: Instruction) -> None:
+    if instruction.key not in ROLES:
+        role = line(instruction.key)
+        raise UsageError(f"line {instruction.line}: MESSAGE has no role {role}", hint=", ".join(ROLES))
+    found.add("messages", {"role": instruction.key, "content": instruction.value})
+
+
+def _adapter(found: Foreign, instruction: Instruction) -> None:
+    found.add("adapters", instruction.value)
+
+
+def _system(found: Foreign, instruction: Instruction) -> None:
+    found.put("system", instruction.value)
+
+
+def _nothing(found: Foreign, instruction: Instruction) -> None:
+    found.notes.append(f"{instruction.name.upper()} has no place in a profile")
+
+
+_INSTRUCTIONS: dict[str, Callable[[Foreign, Instruction], None]] = {
+    "FROM": _from,
+    "PARAMETER": _parameter,
+    "TEMPLATE": _template,
+    "SYSTEM": _system,
+    "ADAPTER": _adapter,
+    "MESSAGE": _message,
+    "LICENSE": _nothing,
+    "REQUIRES": _nothing,
+    "RENDERER": _nothing,
+    "PARSER": _nothing,
+}
+
+
+# LocalAI's YAML: https://localai.io/advanced/
+
+
+def local_ai(text: str) -> Foreign:
+    """Raises UsageError, with the line, for what is no such YAML."""
+    document = _yaml(text)
+    if not isinstance(document, Mapping):
+        raise UsageError("the YAML holds no table of names", hint="name: …, parameters: …")
+    found = Foreign()
+    for name, value in document.items():
+        take = _LOCAL_AI.get(str(name))
+        if take is not None:
+            take(found, value)
+        elif isinstance(value, Mapping | list):
+            found.notes.append(f"{line(str(name)) or 'a name'} has no place in a profile")
+        else:
+            found.set(str(name), value)
+    if "chat_template" in found.fields and found.fields.pop("prefixes", None):
+        found.notes.append("roles are left out: the chat template writes its own")
+    return found
+
+
+def _yaml(text: str) -> Any:
+    """As plain values. An anchor that stands for a whole tree of anchors is refused before it is built."""
+    import yaml  # type: ignore[import-untyped]
+
+    try:
+        tree = yaml.compose(text, Loader=yaml.SafeLoader)
+        _bound(tree, 0, [0])
+        return yaml.safe_load(text)
+    except yaml.MarkedYAMLError as error:
+        where = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+        raise UsageError(f"{where}no YAML: {line(error.problem) or 'it is broken'}", hint="mend it") from None
+    except (yaml.YAMLError, ValueError, RecursionError):
+        raise UsageError("it is no YAML", hint="mend it") from None
+
+
+def _bound(node: Any, depth: int, count: list[int]) -> None:
+    """Raises UsageError for a document that is too large, counted as often as anchors repeat its parts."""
+    count[0] += 1
+    if depth > DEEPEST or count[0] > MOST_NODES:
+        raise UsageError(f"the YAML is deeper than {DEEPEST}, or has more than {MOST_NODES:,} values")
+    children = getattr(node, "value", None)
+    if isinstance(children, list):
+        for child in children:
+            for each in child if isinstance(child, tuple) else (child,):
+                _bound(each, depth + 1, count)
+
+
+def _parameters(found: Foreign, value: Any) -> None:
+    if not isinstance(value, Mapping):
+        raise UsageError("parameters of the YAML are no table")
+    for name, each in value.items():
+        if name == "model":
+            found.add("models", _source(str(each)))
+        else:
+            found.set(str(name), each)
+
+
+def _source(model: str) -> str:
+    """As a reference: LocalAI has schemes for it, and names files beside its YAML."""
+    for scheme, ours in (("huggingface://", "hf://"), ("hf://", "hf://"), ("ollama://", "ollama://")):
+        if model.startswith(scheme):
+            parts = model.removeprefix(scheme).split("/")
+            is_file = ours == "hf://" and len(parts) > 2
+            return f"{ours}{'/'.join(parts[:2])}:{'/'.join(parts[2:])}" if is_file else ours + "/".join(parts)
+    return model if "://" in model or model.startswith(("/", "~", ".")) else f"./{model}"
+
+
+def _templates(found: Foreign, value: Any) -> None:
+    """Go's templates of LocalAI see other fields than those of Ollama: only Jinja can be taken over."""
+    if not isinstance(value, Mapping):
+        raise UsageError("template of the YAML is no table")
+    for name, each in value.items():
+        ours = {"jinja_template": "chat_template", "chat": "chat_template"}.get(str(name))
+        if name == "completion" and str(each).strip() == "{{.Input}}":
+            continue  # the prompt as it is
+        if name == "use_tokenizer_template":
+            continue  # which is what is used where no other one is given
+        if ours and isinstance(each, str) and ("{%" in each or "messages" in each):
+            found.put(ours, each)
+        elif name == "completion" and isinstance(each, str) and (around := _around(each)) is not None:
+            found.put("completion_template", around)
+        else:
+            found.notes.append(f"template.{line(str(name))} is left out: it is written for LocalAI")
+
+
+def _around(template: str) -> str | None:
+    """The Jinja for a Go template that only puts a text around the input."""
+    parts = re.split(r"\{\{-?\s*\.Input\s*-?\}\}", template)
+    if len(parts) < 2 or any("{{" in part or "{%" in part for part in parts):
+        return None
+    return "{{ prompt }}".join(parts)
+
+
+def _roles(found: Foreign, value: Any) -> None:
+    if not isinstance(value, Mapping):
+        raise UsageError("roles of the YAML are no table")
+    taken = {str(role): str(prefix) for role, prefix in value.items() if role in ROLES}
+    others = [line(str(role)) for role in value if role not in ROLES]
+    found.notes += [f"roles.{role} has no place in a profile" for role in others]
+    if taken:
+        found.put("prefixes", {role: _spaced(prefix) for role, prefix in taken.items()})
+
+
+def _spaced(prefix: str) -> str:
+    return prefix if prefix.endswith((" ", "\n")) else f"{prefix} "
+
+
+def _name(found: Foreign, value: Any) -> None:
+    found.add("names", str(value))
+
+
+def _words(found: Foreign, value: Any) -> None:
+    found.put("stop", [str(each) for each in value] if isinstance(value, list) else [str(value)])
+
+
+def _local_system(found: Foreign, value: Any) -> None:
+    found.put("system", str(value))
+
+
+def _description(found: Foreign, value: Any) -> None:
+    found.put("description", str(value))
+
+
+_LOCAL_AI: dict[str, Callable[[Foreign, Any], None]] = {
+    "name": _name,
+    "description": _description,
+    "parameters": _parameters,
+    "template": _templates,
+    "roles": _roles,
+    "stopwords": _words,
+    "cutstrings": lambda found, _: found.notes.append("cutstrings has no place in a profile"),
+    "system_prompt": _local_system,
+}
+
+
+def beside(fields: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """The same with paths that hold wherever the profile lies: relative ones start where the file was."""
+
+    def whole(text: str) -> str:
+        return str((folder / Path(text).expanduser()).absolute())
+
+    changed = dict(fields)
+    if "adapters" in changed:
+        changed["adapters"] = [whole(text) for text in changed["adapters"]]
+    if "models" in changed:
+        paths = ("./", "../", "~")
+        changed["models"] = [whole(text) if text.startswith(paths) else text for text in changed["models"]]
+    return changed
