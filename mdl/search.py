@@ -23,6 +23,7 @@ SORTS = get_args(Sort)
 MOST_TERMS = 20
 LONGEST_TERM = 100  # characters
 MOST = 1000  # models that a hub is asked for
+MOST_OF_ANYBODY = 300  # where the owner's name is only begun
 _PREFIXES = ("https://huggingface.co/", "hf://", f"{HUGGING_FACE}/", "hf.co/")
 
 
@@ -104,7 +105,7 @@ def _ask(library: Library, asked: Query, sort: str, most: int) -> list[Listed]:
     found = hub.search(asked.words, asked.author, sort, most)
     if found or not asked.author:
         return found
-    wider = hub.search(f"{asked.author} {asked.words}".strip(), "", sort, MOST)
+    wider = hub.search(f"{asked.author} {asked.words}".strip(), "", sort, MOST_OF_ANYBODY)
     beginning = asked.author.casefold()
     return [one for one in wider if one.reference.path.casefold().startswith(beginning)][:most]
 

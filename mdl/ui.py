@@ -16,6 +16,7 @@ from typing import Any, TextIO
 from mdl.errors import DiskError, MdlError
 
 NARROWEST = 12  # columns of a name that still tells something
+SOME_WORDS = 24  # columns of a sentence that still do
 UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 AGES = (
     ("year", 31557600),
@@ -172,11 +173,18 @@ def ahead(moment: datetime, now: datetime | None = None) -> str:
     return f"{max(0, round(seconds))} seconds from now"
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> None:
-    """Columns without borders. Where a terminal is too narrow, and only there, they are made to fit."""
+def table(
+    head: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = (), *, prose: bool = False
+) -> None:
+    """Columns without borders. Where a terminal is too narrow, and only there, they are made to fit: of
+    `prose` in the last column the beginning stays, as long as there is room for some words."""
     lines = [list(head), *([inert(cell, one_line=True) for cell in row] for row in rows)]
     widths = [max(width(line[column]) for line in lines) for column in range(len(head))]
     if sys.stdout.isatty():
+        if prose:
+            room = columns() - sum(widths[:-1]) - 2 * (len(widths) - 1)
+            widths[-1] = min(widths[-1], max(room, SOME_WORDS))
+            lines = [[*line[:-1], clipped(line[-1], widths[-1])] for line in lines]
         widths = fitted(widths, columns())
     for line in lines:
         cells = [
@@ -212,6 +220,15 @@ def shorten(text: str, wide: int) -> str:
     while text and width(text) > wide - 1:
         text = text[1:]
     return "…" + text
+
+
+def clipped(text: str, wide: int) -> str:
+    """The beginning of a sentence."""
+    if width(text) <= wide:
+        return text
+    while text and width(text) > wide - 1:
+        text = text[:-1]
+    return text.rstrip() + "…"
 
 
 def _pad(text: str, wide: int, right: bool) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import pexpect
 import pytest
 from hub import Answer, Hub
 from hub import page as web_page
@@ -260,6 +261,20 @@ def test_the_catalog_comes_in_pages(mdl: Mdl) -> None:
     assert "--page 2" in first.stderr
     assert document(mdl("catalog", "--limit", "1", "--json"))["more"]
     assert mdl("catalog", "--family", "qwen33").returncode == 3
+
+
+@pytest.mark.parametrize(("columns", "described"), [(200, "or not, in"), (100, "thinks be"), (60, "")])
+def test_on_a_terminal_the_beginning_of_a_description_is_kept(
+    columns: int, described: str, data: Path
+) -> None:
+    command = ["-m", "mdl", "catalog", "--family", "qwen3"]
+    seen: Any = {"env": {**os.environ, "COLUMNS": ""}, "dimensions": (30, columns), "encoding": "utf-8"}
+    terminal = pexpect.spawn(sys.executable, command, timeout=60, **seen)
+    lines = terminal.read().splitlines()
+    assert max(map(len, lines[:8])) <= columns
+    assert lines[1].startswith("qwen3:0.6b ")
+    assert described in lines[1]
+    assert ("Alibaba" in lines[1]) == bool(described)
 
 
 def test_only_what_fits_can_be_shown(mdl: Mdl) -> None:

@@ -131,7 +131,7 @@ def _show_page(
             ui.out(entry.name)
         return
     if shown:
-        ui.table(HEAD, [listed.row(entry) for entry in shown], right=(1, 2, 4))
+        ui.table(HEAD, [listed.row(entry) for entry in shown], right=(1, 2, 4), prose=True)
     ui.talk(_summary(listed.catalog, wanted, shown))
     if len(wanted) > limit * page:
         ui.talk(f"more: the same with --page {page + 1}")
@@ -260,7 +260,7 @@ def search(
         return
     if found.entries:
         ui.out("Catalog")
-        ui.table(HEAD, [listed.row(entry) for entry in found.entries], right=(1, 2, 4))
+        ui.table(HEAD, [listed.row(entry) for entry in found.entries], right=(1, 2, 4), prose=True)
         ui.out("")
     if found.matches:
         ui.out("Hugging Face")
