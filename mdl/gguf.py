@@ -441,7 +441,9 @@ def _sampling(data: Mapping[str, object]) -> Iterator[tuple[str, float | int]]:
     """Numbers alone: `general.sampling.sequence` is a text, an order that is llama.cpp's own here."""
     for key, value in data.items():
         if key.startswith(_SAMPLING) and isinstance(value, int | float) and not isinstance(value, bool):
-            yield key.removeprefix(_SAMPLING)[:40], value
+            # 0.1 as 32 bits have it is 0.10000000149011612.
+            exact = float(f"{value:.7g}") if isinstance(value, float) else value
+            yield key.removeprefix(_SAMPLING)[:40], exact
 
 
 _KINDS = {"adapter": "adapter", "mmproj": "projector", "projector": "projector", "imatrix": "imatrix"}

@@ -1,9 +1,10 @@
 """How a model is used, and who says so: one order of precedence for everything that can be set.
 
-    defaults < model (header, files beside the weights, model.json) < catalog < profiles shipped with mdl
+    defaults < model (header, files beside the weights) < catalog < profiles shipped with mdl < model.json
     < profiles of the user < environment (MDL_TEMPERATURE, …) < flags < request
 
-Defaults are those of `engine.request`, and flags and requests are the caller's: the rest is found here. Knows
+What ships with mdl is a default for what is known by its name or content; a model.json was written for this
+one model. Defaults are those of `engine.request`, and flags and requests are the caller's: the rest is found here. Knows
 no terminal and no HTTP.
 """
 
@@ -78,18 +79,23 @@ def of(
 
     Raises UsageError for what the environment says that cannot be; what files say wrongly becomes a note.
     """
-    written = (Layer(*found) for found in profilefile.matching(model, name, path))
-    found = [*_of_model(model, weights), *written, *_of_environment()]
+    shipped, own = profilefile.matching(model, name, path)
+    found = [
+        *_of_weights(model, weights),
+        Layer("the catalog", catalog.profile(model.reference)),
+        *(Layer(*each) for each in shipped),
+        Layer("model.json", modeljson.profile(model)),
+        *(Layer(*each) for each in own),
+        *_of_environment(),
+    ]
     return Layers(tuple(layer for layer in found if layer.profile != Profile()))
 
 
-def _of_model(model: "Model", weights: "Weights | None") -> Iterator[Layer]:
+def _of_weights(model: "Model", weights: "Weights | None") -> Iterator[Layer]:
     if weights is not None and weights.facts.sampling:
         said = parameters.profile(dict(weights.facts.sampling), "the header", lenient=True)
         yield Layer("the model's header", said)
     yield Layer("the model's files", packaged.of(model))
-    yield Layer("the model's model.json", modeljson.profile(model))
-    yield Layer("the catalog", catalog.profile(model.reference))
 
 
 def _of_environment() -> Iterator[Layer]:

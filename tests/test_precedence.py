@@ -213,3 +213,25 @@ def test_a_profile_can_bring_a_chat_template_of_its_own_for_some_requests_alone(
         with pytest.raises(UnsupportedModel):
             engine.render(Profile(template="{% if %}").chat(QUESTION, {}))
         assert "France" in engine.render(QUESTION)
+
+
+def test_each_place_goes_before_the_one_that_is_more_general(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Header < model.json < a user's profile < environment < flag or request."""
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "m.gguf").write_bytes(ggufmaker.model({**ggufmaker.MODEL, "general.sampling.temp": 0.1}))
+    assert settled(tmp_path, str(folder)).parameters()["temperature"].value == 0.1
+    (folder / "model.json").write_text('{"parameters": {"temperature": "0.2"},}')
+    assert settled(tmp_path, str(folder)).parameters()["temperature"].value == 0.2
+    monkeypatch.setenv("MDL_CONFIG_HOME", str(tmp_path / "config"))
+    (tmp_path / "config" / "profiles").mkdir(parents=True)
+    (tmp_path / "config" / "profiles" / "mine.toml").write_text(
+        f"models = [{str(folder)!r}]\n[parameters]\ntemperature = 0.3\n"
+    )
+    assert settled(tmp_path, str(folder)).parameters()["temperature"].value == 0.3
+    monkeypatch.setenv("MDL_TEMPERATURE", "0.4")
+    found = settled(tmp_path, str(folder))
+    assert found.parameters()["temperature"].value == 0.4
+    assert found.merged().chat(QUESTION, {}).sampling.temperature == 0.4
