@@ -253,7 +253,17 @@ class Library:
         return _at_first(self.resolve(text), ask)
 
     def list(self) -> Models:
+        """What is here; weights that were dropped into the tree get a folder of their own first."""
+        self._adopt()
         return self.store.models()
+
+    def _adopt(self) -> bool:
+        """Whether anything had been dropped."""
+        if not self.store.tree.is_dir():
+            return False
+        from mdl.dropped import adopt
+
+        return bool(adopt(self.store))
 
     def checkpoints(self) -> "Trained":
         """The training checkpoints in the folders that are configured, each run in the order of training."""
@@ -394,6 +404,8 @@ class Library:
             return self._look_for_digest(text.removeprefix("sha256:"), steps)
         reference = Reference.parse(text)
         found = self._cached(reference, text, steps)
+        if (found is None or found.folder == self.store.tree) and self._adopt():
+            found = self._cached(reference, text, steps)
         if found is not None:
             where = f"{found.card}, not downloaded" if found.is_absent else found.folder
             steps.append(Step("cache", "found", f"{where}{self._among(found, text)}"))

@@ -320,6 +320,10 @@ class Store:
         """Shared by those who are about to link to blobs; exclusive for those who remove unused ones."""
         return self._lock("contents", shared=shared, wait=shared)
 
+    def dropping(self) -> contextlib.AbstractContextManager[None]:
+        """For who moves what was dropped into the tree: one at a time."""
+        return self._lock("dropped", shared=False, wait=True)
+
     @contextlib.contextmanager
     def transfer_lock(self, key: str, waiting: Callable[[], None]) -> Iterator[bool]:
         """The right to fetch a content; whether the lock can be trusted to keep others out.
@@ -449,6 +453,10 @@ class Store:
         others = [other for other in self.models() if other.folder == home and other.place != model.place]
         shared = {file.name for other in others for file in other.files}
         return [home / file.name for file in model.files if file.name not in shared]
+
+    def refuse_links(self, folder: Path) -> None:
+        """Raise DiskError for a folder that is not in the tree, or behind a link there."""
+        self._refuse_outside(folder)
 
     def _refuse_outside(self, folder: Path) -> None:
         """Nothing is created or removed through a link that somebody planted in the tree."""

@@ -1,0 +1,189 @@
+"""Weights that somebody dropped into the tree of models: each gets a folder of its own, and a model.json.
+
+Dropped is what lies in the tree itself, or in a folder of folders, such as an organization's, where mdl keeps
+models. What is not whole yet, what is a link, and what lies where mdl may not write stays where it is. A file
+moves by one rename, after its model.json is there, so that whatever kills mdl loses nothing.
+"""
+
+import contextlib
+import os
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mdl import modeljson
+from mdl.errors import MdlError
+from mdl.filename import quantization_of, role, split_of
+from mdl.model import METADATA_NAME
+from mdl.modeljson import Card
+from mdl.store import Store, unique
+from mdl.weights import Refusal, Weights, identify, identify_set
+
+if TYPE_CHECKING:
+    from mdl.header import Facts
+
+DEEPEST = 2  # folders: host/organization
+MOST_OF_A_NAME = 99  # models that are called alike
+
+
+def adopt(store: Store) -> list[Path]:
+    """Give what was dropped folders of their own; these folders. Never fails."""
+    groups = [group for folder in _shared(store.tree, DEEPEST, is_tree=True) for group in _groups(folder)]
+    if not groups:
+        return []
+    with contextlib.suppress(MdlError, OSError), store.dropping():
+        return [folder for group in groups if (folder := _adopted(store, group))]
+    return []
+
+
+def filled(name: str, facts: "Facts", files: list[Path]) -> Card:
+    """The model.json of weights: what their header and their names tell."""
+    first = files[0]
+    return Card(
+        source_url=f"./{first.name}" if len(files) == 1 else "./",
+        object="model",
+        id=name,
+        name=facts.name or name,
+        created=int(first.stat().st_mtime),
+        state="ready",
+        format=facts.format,
+        engine="llama.cpp" if facts.format == "gguf" else "",
+        quantization=facts.quantization or quantization_of(first.name) or "",
+        binaries=tuple(path.name for path in files),
+        size=sum(path.stat().st_size for path in files),
+    )
+
+
+def plain_name(stem: str) -> str:
+    """A name that a model can be called by, from that of a file."""
+    name = re.sub(r"[^A-Za-z0-9._+-]+|\.{2,}", "-", stem).strip("-.+")
+    return name[:200] or "model"
+
+
+def _shared(folder: Path, depth: int, *, is_tree: bool = False) -> Iterator[Path]:
+    """The folders in which models do not lie, but only folders of them: weights there were dropped."""
+    entries = _entries(folder)
+    names = {entry.name for entry in entries}
+    inner = [entry for entry in entries if entry.is_dir(follow_symlinks=False) and entry.name[0] != "."]
+    if not is_tree and names & {METADATA_NAME, modeljson.NAME}:
+        return
+    if any(name.endswith(".gguf") for name in names):
+        pairs = any(f"{name[:-5]}.json" in names for name in names if name.endswith(".gguf"))
+        if is_tree or (not pairs and any(_holds_model(Path(entry.path), DEEPEST) for entry in inner)):
+            yield folder
+    if depth:
+        for entry in inner:
+            yield from _shared(Path(entry.path), depth - 1)
+
+
+def _holds_model(folder: Path, depth: int) -> bool:
+    """Whether mdl, or somebody with a model.json, keeps a model in a folder or below."""
+    entries = _entries(folder)
+    if any(entry.name in (METADATA_NAME, modeljson.NAME) for entry in entries):
+        return True
+    return depth > 0 and any(
+        _holds_model(Path(entry.path), depth - 1) for entry in entries if entry.is_dir(follow_symlinks=False)
+    )
+
+
+def _entries(folder: Path) -> "list[os.DirEntry[str]]":
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except OSError:
+        return []
+
+
+def _groups(folder: Path) -> list[list[Path]]:
+    """What belongs together of the weights in a folder: the parts of a split, a model and its projector."""
+    files = sorted(
+        Path(entry.path)
+        for entry in _entries(folder)
+        if entry.name.endswith(".gguf") and entry.is_file(follow_symlinks=False)
+    )
+    groups: dict[str, list[Path]] = defaultdict(list)
+    for path in files:
+        place = split_of(path.name)
+        groups[place[0] if place else path.stem].append(path)
+    projectors = [stem for stem in groups if role(f"{stem}.gguf") == "projector"]
+    for stem in projectors:
+        models = [other for other in groups if other not in projectors]
+        alike = [other for other in models if _bare(other) == _bare(stem)]
+        if len(alike) == 1 or (len(models) == 1 and not _bare(stem)):
+            groups[(alike or models)[0]] += groups.pop(stem)
+    return list(groups.values())
+
+
+def _bare(stem: str) -> str:
+    """A name without quantization and punctuation: what a model and its projector have in common."""
+    quantization = quantization_of(f"{stem}.gguf") or ""
+    folded = re.sub(r"[^a-z0-9]", "", stem.casefold().replace("mmproj", ""))
+    return folded.replace(re.sub(r"[^a-z0-9]", "", quantization.casefold()), "") if quantization else folded
+
+
+def _adopted(store: Store, files: list[Path]) -> Path | None:
+    """The folder that files have got; None where they stay where they are."""
+    with contextlib.suppress(MdlError, OSError):
+        found = identify_set(files)
+        if not isinstance(found, Weights) or not _is_all(found, files):
+            return None
+        place = split_of(files[0].name)
+        name = plain_name(place[0] if place else files[0].stem)
+        folder = _room(files[0].parent, name)
+        store.refuse_links(folder)
+        is_new = _write(
+            folder, files[0].parent / f"{place[0] if place else files[0].stem}.json", found, files
+        )
+        try:
+            for path in reversed(files):  # the first is what is looked for
+                path.rename(folder / path.name)
+        except OSError:
+            if is_new:  # somebody else was faster
+                _give_up(folder)
+            raise
+        return folder
+    return None
+
+
+def _give_up(folder: Path) -> None:
+    """Take away a folder that nothing came into."""
+    if {entry.name for entry in _entries(folder)} <= {modeljson.NAME}:
+        (folder / modeljson.NAME).unlink(missing_ok=True)
+        folder.rmdir()
+
+
+def _is_all(found: Weights, files: list[Path]) -> bool:
+    return set(found.files) <= set(files) and not isinstance(identify(files[0]), Refusal)
+
+
+def _room(parent: Path, name: str) -> Path:
+    """A folder that has no weights yet: a new one, or one that has just a model.json."""
+    for number in range(1, MOST_OF_A_NAME):
+        folder = parent / (name if number == 1 else f"{name}-{number}")
+        folder.mkdir(exist_ok=True)
+        if not folder.is_symlink() and {entry.name for entry in _entries(folder)} <= {modeljson.NAME}:
+            return folder
+    raise FileExistsError(str(parent / name))
+
+
+def _write(folder: Path, beside: Path, found: Weights, files: list[Path]) -> bool:
+    """Put the model.json there: the one that lay beside the weights, else one that is filled in. Whether it
+    is one of ours."""
+    target = folder / modeljson.NAME
+    if target.exists():
+        return False
+    if beside.is_file() and not beside.is_symlink():
+        beside.rename(target)
+        return False
+    part = folder.parent / f".{unique()}.json"
+    try:
+        with part.open("x", encoding="utf-8") as file:
+            file.write(modeljson.dumps(filled(folder.name, found.facts, files)))
+            file.flush()
+            os.fsync(file.fileno())
+        part.rename(target)
+    finally:
+        part.unlink(missing_ok=True)
+    return True
