@@ -186,7 +186,7 @@ class Library:
         """Every version here that a name means: all of a model, where it leaves that open."""
         resolution = self.resolve(text)
         model = _present(resolution)
-        if model.is_api:
+        if model.is_api and model.card is None:
             raise _elsewhere(model)
         if model.place is not None:
             return [self.store.find(model.reference) or model]

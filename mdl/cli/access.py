@@ -34,7 +34,11 @@ def login(
 ) -> None:
     """Keep credentials for a registry, Hugging Face or an API, if they are right. Without HOST, list them.
 
-    An API is named with its scheme, openai://openrouter.ai/api/v1, but for api.openai.com and Azure's hosts.
+    \b
+    mdl login quay.io --user NAME            a registry; the password is asked for, or comes by a pipe
+    mdl login huggingface.co                 a token
+    mdl login api.openai.com                 the key of an API; so for Azure's, NAME.openai.azure.com
+    mdl login openai://openrouter.ai/api/v1  of any other API, by its address
     """
     from mdl import config
 

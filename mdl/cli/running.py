@@ -77,7 +77,14 @@ def chat(
     pull: Pull = None,
     offline: Offline = False,
 ) -> int:
-    """Ask a model: one answer for a prompt or a pipe, else a conversation."""
+    """Ask a model: one answer for a prompt or a pipe, else a conversation.
+
+    \b
+    mdl chat demo                                a conversation; /? lists its commands
+    mdl chat demo "What is 7 plus 5?"            one answer
+    cat notes.txt | mdl chat demo "Summarize:"   about a text
+    mdl chat openai://api.openai.com/v1/gpt-4o   with a model that others run; mdl login keeps the key
+    """
     from mdl.engine import Engine
 
     name, prompt = _model_and_prompt(words or [], model)
