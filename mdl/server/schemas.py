@@ -321,6 +321,11 @@ def _rerank() -> Schema:
     )
 
 
+def _bare(**others: Schema) -> Schema:
+    """What needs no fields at all. Of others, null is as good as nothing."""
+    return {**asked({}, **others), "additionalProperties": {"type": "null"}}
+
+
 _SOURCE = text(
     "A reference, as `mdl download` takes it: an address, or host/org/name:version. No path.", minLength=1
 )
@@ -333,9 +338,9 @@ REQUESTS = {
     "TokenizeRequest": _tokenize(),
     "DetokenizeRequest": _detokenize(),
     "FetchRequest": any_of(asked({"source_url": _SOURCE}, model=_SOURCE), asked({"model": _SOURCE})),
-    "DownloadRequest": asked({}),
-    "StartRequest": asked({}, keep_alive=KEEP_ALIVE),
-    "HaltRequest": asked({}, force=flag("Does not wait for the answers that it is giving.")),
+    "DownloadRequest": _bare(),
+    "StartRequest": _bare(keep_alive=KEEP_ALIVE),
+    "HaltRequest": _bare(force=flag("Does not wait for the answers that it is giving.")),
     "StopRequest": asked({"model": MODEL}, force=flag("Does not wait for the answers that it is giving.")),
 }
 

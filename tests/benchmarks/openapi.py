@@ -64,7 +64,9 @@ def rounds(folder: Path, server: Server, seconds: float) -> bool:
 def main(seconds: float) -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        with Server(folder / "home", models=["demo"], engine={"context": 128}) as server:
+        with Server(
+            folder / "home", models=["demo"], engine={"context": 128}, settings={"offline": True}
+        ) as server:
             fine = rounds(folder, server, seconds)
             log = server.log.read_text()
     found = Counter(re.findall(r"mdl\.server INFO .* (\d\d\d|gone) \d", log))
