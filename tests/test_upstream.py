@@ -621,8 +621,20 @@ def chat(client: openai.OpenAI, model: str, **fields: Any) -> Any:
 
 
 def streamed(client: openai.OpenAI, model: str, **fields: Any) -> Any:
+    """What the events say together: how many tokens come in one is a matter of time."""
     fields = {"messages": FRANCE, "temperature": 0, "seed": 1, "stream": True, **fields}
-    return [event.model_dump() for event in client.chat.completions.create(model=model, **fields)]
+    found = [event.model_dump() for event in client.chat.completions.create(model=model, **fields)]
+    choices = [choice for event in found for choice in event["choices"]]
+    calls = [call for choice in choices for call in choice["delta"]["tool_calls"] or ()]
+    return {
+        "events": {(event["object"], event["model"]) for event in found},
+        "role": choices[0]["delta"]["role"],
+        "content": "".join(choice["delta"]["content"] or "" for choice in choices),
+        "called": [call["function"]["name"] for call in calls if call["function"]["name"]],
+        "arguments": "".join(call["function"]["arguments"] for call in calls),
+        "finish": [choice["finish_reason"] for choice in choices if choice["finish_reason"]],
+        "usage": found[-1]["usage"],
+    }
 
 
 CALLS: list[Any] = [
