@@ -1,12 +1,12 @@
 # Completion of mdl for bash, printed by `mdl completion bash`.
 
 # What there is to know of a command: its options, each with what it takes after a "=" (DIR, FILE, TEXT, the
-# words to choose from, or "@" and what to ask mdl for), and its arguments, the last one for all that follow if
-# it ends in "...".
+# words to choose from, or "@" and what to ask mdl for), and its arguments; the last one stands for all that
+# follow if it ends in "...".
 _mdl_about() {
     case $1 in
         '')
-            arguments='download,list,inspect,resolve,rm,verify,prune,df,alias,catalog,search,config,login,logout,chat,serve,ps,stop,bench,completion'
+            arguments='download,list,inspect,import,resolve,rm,verify,prune,df,alias,catalog,search,config,profile,login,logout,chat,serve,ps,stop,bench,completion'
             options='
                 --version
                 --help -h
@@ -62,6 +62,19 @@ _mdl_about() {
                 --ca=FILE
                 --json
                 --offline
+                --help -h
+            '
+            ;;
+        import)
+            arguments='TEXT'
+            options='
+                --name=TEXT
+                --link
+                --copy
+                --move
+                --dry-run
+                --json
+                --quiet -q
                 --help -h
             '
             ;;
@@ -150,6 +163,20 @@ _mdl_about() {
             arguments='show,get,set,unset,path,edit'
             options='
                 --json
+                --help -h
+            '
+            ;;
+        profile)
+            arguments='TEXT'
+            options='
+                --model=@model -m=@model
+                --name=TEXT
+                --system=TEXT
+                --set=TEXT
+                --force
+                --json
+                --quiet -q
+                --offline
                 --help -h
             '
             ;;
@@ -279,6 +306,11 @@ _mdl_after() {
         'config get') arguments='TEXT @key' ;;
         'config set') arguments='TEXT @key TEXT...' ;;
         'config unset') arguments='TEXT @key' ;;
+        'profile show') arguments='TEXT @profile' ;;
+        'profile new') arguments='TEXT TEXT' ;;
+        'profile check') arguments='TEXT FILE...' ;;
+        'profile import') arguments='TEXT FILE...' ;;
+        'profile refresh') arguments='TEXT TEXT' ;;
     esac
 }
 

@@ -2,7 +2,7 @@
 
 # The words before the cursor that are neither options nor their values: a command and its arguments.
 function __mdl_words
-    set -l valued --model -m --destination --include --jobs --ctx --limit-rate --ca --sort --filter --key --sample --older-than --family --limit --page --user -u --system --temperature --top-p --top-k --seed --max-tokens --stop --gpu-layers --threads --adapter --session --schema --pull --host --port --api-key --parallel --batch --idle --max-models --memory --allow-host --url --prompt --streams --tokens --repeat --svg
+    set -l valued --model -m --destination --include --jobs --ctx --limit-rate --ca --sort --filter --key --name --sample --older-than --family --limit --page --system --set --user -u --temperature --top-p --top-k --seed --max-tokens --stop --gpu-layers --threads --adapter --session --schema --pull --host --port --api-key --parallel --batch --idle --max-models --memory --allow-host --url --prompt --streams --tokens --repeat --svg
     set -l words (commandline -opc)
     set -e words[1]
     set -l is_value no
@@ -64,6 +64,7 @@ complete -c mdl -n __mdl_expects_command -l help -s h -d 'Show this message and 
 complete -c mdl -n __mdl_expects_command -a download -d 'Fetch models, or what of them is missing. Prints the folder of each'
 complete -c mdl -n __mdl_expects_command -a list -d 'The models on this machine'
 complete -c mdl -n __mdl_expects_command -a inspect -d 'Header, files, template, licence and versions of a model, here or at its source'
+complete -c mdl -n __mdl_expects_command -a import -d 'Bring models of this machine into the cache, with digests and a model.json. Prints the folder of each'
 complete -c mdl -n __mdl_expects_command -a resolve -d 'How a reference is decided, step by step'
 complete -c mdl -n __mdl_expects_command -a rm -d 'Remove versions from the cache, with what only they use'
 complete -c mdl -n __mdl_expects_command -a verify -d 'Check what is in the cache against its digests, and say how to mend it'
@@ -73,6 +74,7 @@ complete -c mdl -n __mdl_expects_command -a alias -d 'Names of your own for mode
 complete -c mdl -n __mdl_expects_command -a catalog -d 'Models that mdl recommends, by short names: mdl chat qwen3:4b'
 complete -c mdl -n __mdl_expects_command -a search -d 'Models to download, of the catalog and of Hugging Face, and whether they fit this machine'
 complete -c mdl -n __mdl_expects_command -a config -d 'What is set, by which file or variable, and changing it'
+complete -c mdl -n __mdl_expects_command -a profile -d 'How models are used, and further names for them: mdl chat gpt-4'
 complete -c mdl -n __mdl_expects_command -a login -d 'Keep credentials for a registry, Hugging Face or an API, if they are right. Without HOST, list them'
 complete -c mdl -n __mdl_expects_command -a logout -d 'Forget the credentials for a registry, Hugging Face or an API'
 complete -c mdl -n __mdl_expects_command -a chat -d 'Ask a model: one answer for a prompt or a pipe, else a conversation'
@@ -124,6 +126,15 @@ complete -c mdl -n '__mdl_command_is inspect show' -l json -d 'Print one JSON do
 complete -c mdl -n '__mdl_command_is inspect show' -l offline -d 'Never use the network'
 complete -c mdl -n '__mdl_command_is inspect show' -l help -s h -d 'Show this message and exit'
 complete -c mdl -n '__mdl_argument_is 1 inspect show' -a '(__mdl_ask model)'
+
+complete -c mdl -n '__mdl_command_is import' -l name -x -d 'What to call it: my-model, my-model:v2, org/name:Q4_K_M'
+complete -c mdl -n '__mdl_command_is import' -l link -d 'Share the file itself; an error where that cannot be'
+complete -c mdl -n '__mdl_command_is import' -l copy -d 'Make a copy, whatever the disk could share'
+complete -c mdl -n '__mdl_command_is import' -l move -d 'Take the original away when it is in'
+complete -c mdl -n '__mdl_command_is import' -l dry-run -d 'Only say what would be done'
+complete -c mdl -n '__mdl_command_is import' -l json -d 'Print one JSON document'
+complete -c mdl -n '__mdl_command_is import' -l quiet -s q -d 'Print only names or folders'
+complete -c mdl -n '__mdl_command_is import' -l help -s h -d 'Show this message and exit'
 
 complete -c mdl -n '__mdl_command_is resolve' -l model -s m -x -a '(__mdl_ask model)' -d 'The same as the argument MODEL'
 complete -c mdl -n '__mdl_command_is resolve' -l json -d 'Print one JSON document'
@@ -186,6 +197,19 @@ complete -c mdl -n '__mdl_argument_is 1 config' -a 'show get set unset path edit
 complete -c mdl -n '__mdl_follows 1 config get' -a '(__mdl_ask key)'
 complete -c mdl -n '__mdl_follows 1 config set' -a '(__mdl_ask key)'
 complete -c mdl -n '__mdl_follows 1 config unset' -a '(__mdl_ask key)'
+
+complete -c mdl -n '__mdl_command_is profile' -l model -s m -x -a '(__mdl_ask model)' -d 'new: for which model; may be repeated'
+complete -c mdl -n '__mdl_command_is profile' -l name -x -d 'new: what clients may call it; may be repeated'
+complete -c mdl -n '__mdl_command_is profile' -l system -x -d 'new: instructions for the model'
+complete -c mdl -n '__mdl_command_is profile' -l set -x -d 'new: a setting or parameter; may be repeated'
+complete -c mdl -n '__mdl_command_is profile' -l force -d 'new, import: replace what is there'
+complete -c mdl -n '__mdl_command_is profile' -l json -d 'Print one JSON document'
+complete -c mdl -n '__mdl_command_is profile' -l quiet -s q -d 'Print only names or folders'
+complete -c mdl -n '__mdl_command_is profile' -l offline -d 'Never use the network'
+complete -c mdl -n '__mdl_command_is profile' -l help -s h -d 'Show this message and exit'
+complete -c mdl -n '__mdl_follows 1 profile show' -a '(__mdl_ask profile)'
+complete -c mdl -n '__mdl_follows 1+ profile check' -r -F
+complete -c mdl -n '__mdl_follows 1+ profile import' -r -F
 
 complete -c mdl -n '__mdl_command_is login' -l user -s u -x -d 'Your name there'
 complete -c mdl -n '__mdl_command_is login' -l password-stdin -d 'Read the password or token from a pipe'

@@ -183,7 +183,7 @@ def parse(data: bytes, path: Path, *, shipped: bool = False) -> Catalog:
         raise UsageError(f"a catalog of more than {LARGEST:,} bytes")
     try:
         document = tomllib.loads(data.decode("utf-8"))
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as failure:
+    except (ValueError, RecursionError) as failure:  # the former also for numbers of thousands of digits
         raise UsageError(f"no TOML: {' '.join(str(failure).split())[:200]}") from None
     _only(document, ("version", "updated", "models"), "the catalog")
     if document.get("version") != VERSION:

@@ -204,12 +204,13 @@ def test_a_short_name_downloads_chats_and_is_found_under_its_real_reference(hub:
     assert hub.seen == []
 
 
-def test_the_recommended_settings_are_in_force(hub: Hub, mdl: Mdl) -> None:
-    hub.add("bartowski/Mistral-Nemo-Instruct-2407-GGUF", {"m-Q8_0.gguf": DEMO.read_bytes()})
-    assert mdl("download", "mistral-nemo:12b-q8_0").returncode == 0
-    for name, temperature in (("mistral-nemo:12b-q8_0", 0.3), ("demo", 0.0)):
-        said = document(mdl("inspect", name, "--settings", "--json"))["parameters"]
-        assert said["temperature"] == {"value": temperature, "source": "the catalog"}
+def test_the_recommended_settings_are_in_force(hub: Hub, mdl: Mdl, tmp_path: Path) -> None:
+    put(tmp_path / "data", OURS)
+    hub.add("house/big-GGUF", {"big-Q8_0.gguf": DEMO.read_bytes()})
+    assert mdl("download", "house:big-q8_0").returncode == 0
+    said = document(mdl("inspect", "house/big-GGUF", "--settings", "--json"))["parameters"]
+    assert said["temperature"] == {"value": 0.25, "source": "the catalog"}
+    assert said["stop"] == {"value": ["END"], "source": "the catalog"}
     drawn = {mdl("chat", "demo", "Tell me a story.", "--seed", str(seed)).stdout for seed in range(3)}
     assert len(drawn) == 1  # at temperature 0 nothing is drawn
 
@@ -453,6 +454,7 @@ BROKEN: Mapping[str, tuple[str, str]] = {
     "a default that is not there": ('default = "big"', 'default = "huge"'),
     "a negative size": ("download = 600_000_000", "download = -1"),
     "a size that is a text": ("memory = 1_100_000_000", 'memory = "1 GB"'),
+    "a number without end": ("context = 512", f"context = {'9' * 5000}"),
     "true for a number": ("context = 512", "context = true"),
     "a capability that nobody knows": ('["tools"]', '["flying"]'),
     "an escape in a text": ("Our own model", "Our \\u001b[2J model"),
