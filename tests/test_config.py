@@ -109,15 +109,17 @@ def test_an_alias_is_saved_and_all_else_in_the_file_stays(
     path = tmp_path / "config" / "config.toml"
     monkeypatch.setenv("MDL_CONFIG", str(path))
     config.save_alias("fast", "org/name:Q8_0")
-    assert path.read_text().startswith("version = 1\n")
-    path.write_text("# mine\njobs = 2  # not more\n\n[aliases]\nold = 'x/y' # kept\n")
-    path.chmod(0o600)
+    assert path.read_text().startswith("version = 2\n")
+    path.write_text("# mine\npull = 'never'  # not more\n\n[aliases]\nold = 'x/y' # kept\n")
+    path.chmod(0o640)
     config.save_alias("fast", "org/name:Q8_0")
     config.save_alias("slow", "org/slow")
     config.save_alias("slow", None)
     assert config.load().aliases == {"old": "x/y", "fast": "org/name:Q8_0"}
-    assert path.read_text().startswith("# mine\njobs = 2  # not more\n\n[aliases]\nold = 'x/y' # kept\n")
-    assert path.stat().st_mode & 0o777 == 0o600
+    assert path.read_text().startswith(
+        "# mine\npull = 'never'  # not more\n\n[aliases]\nold = 'x/y' # kept\n"
+    )
+    assert path.stat().st_mode & 0o777 == 0o640
     assert sorted(file.name for file in path.parent.iterdir()) == ["config.toml", "config.toml.lock"]
 
 

@@ -58,8 +58,8 @@ def _value(kind: str, words: tuple[str, ...]) -> str:
 _SCRIPT = r"""# Completion of mdl for bash, printed by `mdl completion bash`.
 
 # What there is to know of a command: its options, each with what it takes after a "=" (DIR, FILE, TEXT, the
-# words to choose from, or "@" and what to ask mdl for), and its arguments, the last one for all that follow if
-# it ends in "...".
+# words to choose from, or "@" and what to ask mdl for), and its arguments; the last one stands for all that
+# follow if it ends in "...".
 _mdl_about() {{
     case $1 in
         '')
