@@ -33,12 +33,12 @@ LARGEST_WINDOW = 27  # as a power of two, of what zstd has to remember: 128 MB, 
 Failures = tuple[type[Exception], ...]
 
 
-def unpack(archive: Path, described: File, into: Path) -> tuple[tuple[Path, File], ...]:
+def unpack(archive: Path, described: File, into: Path, prefix: str = "") -> tuple[tuple[Path, File], ...]:
     """Take an archive apart: each file is written into the folder `into`, and synced.
 
-    Where they are and what they are, in their order, with what they came in. Raises IntegrityError for an
-    archive that is broken, grows beyond measure, or holds a name twice or anything but files and folders;
-    DiskError.
+    Where they are and what they are, in their order, with what they came in; `prefix` comes before their
+    names. Raises IntegrityError for an archive that is broken, grows beyond measure, or holds a name twice or
+    anything but files and folders; DiskError.
     """
     found: list[tuple[Path, File]] = []
     image = described.role == "image"
@@ -50,7 +50,7 @@ def unpack(archive: Path, described: File, into: Path) -> tuple[tuple[Path, File
                     continue
                 require_space(into, member.size)
                 path = into / str(number)
-                file = File(name, member.size, role=role(name), archive=described.sha256)
+                file = File(prefix + name, member.size, role=role(name), archive=described.sha256)
                 found.append((path, _extract(tar, member, path, file, described)))
     except RecursionError:  # tarfile reads a header that another one announces by calling itself
         raise _broken(described, "its headers have no end") from None

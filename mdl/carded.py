@@ -28,13 +28,18 @@ def weights(path: Path) -> Weights | Refusal | None:
         return beside or Refusal(
             "a broken model.json", f"{path.parent}: {failure.message}", failure.hint, False
         )
+    return refusal(card, path) or _identified(card, path)
+
+
+def refusal(card: Card, path: Path) -> Refusal | None:
+    """Why a model is not for llama.cpp, by what its JSON says."""
     if card.is_api:
         what = f"a model that an API runs: {card.source_url or card.engine}"
         return refuse(path, what, "its address and key have to be known: mdl login HOST", is_model=True)
     if card.is_foreign:
         what = f"a model for the engine {card.engine}, which mdl does not run"
         return refuse(path, what, GET_GGUF, is_model=True)
-    return _identified(card, path)
+    return None
 
 
 def sources(card: Card, path: Path) -> tuple[Reference, ...]:

@@ -52,12 +52,17 @@ def identified(model: Model) -> "Weights | Refusal":
     """What to load of a model on this machine, or why nothing of it."""
     from mdl.weights import identify
 
-    if card := model.card or _inside_card(model):
+    if model.card is not None:
         from mdl import carded
 
-        found = carded.weights(card)
+        found = carded.weights(model.card)
         if found is not None:
             return found
+    elif card := _inside_card(model):  # of what mdl put there nothing lies elsewhere
+        from mdl import carded, modeljson
+
+        if refused := carded.refusal(modeljson.read_or_note(card), card):
+            return refused
     return identify(model.place or model.folder)
 
 

@@ -24,6 +24,7 @@ from mdl.weights import Refusal, Weights, identify, identify_set
 if TYPE_CHECKING:
     from mdl.header import Facts
 
+PACKAGE = ".zip"  # of other archives it cannot be told whether they are still being written
 DEEPEST = 2  # folders: host/organization
 MOST_OF_A_NAME = 99  # models that are called alike
 
@@ -36,6 +37,11 @@ def adopt(store: Store) -> list[Path]:
     with contextlib.suppress(MdlError, OSError), store.dropping():
         return [folder for group in groups if (folder := _adopted(store, group))]
     return []
+
+
+def has_packages(store: Store) -> bool:
+    """Whether zips were dropped, which `importing` takes apart."""
+    return any(entry.name.endswith(PACKAGE) for entry in _entries(store.tree))
 
 
 def filled(name: str, facts: "Facts", files: list[Path]) -> Card:

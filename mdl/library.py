@@ -259,11 +259,14 @@ class Library:
 
     def _adopt(self) -> bool:
         """Whether anything had been dropped."""
-        if not self.store.tree.is_dir():
-            return False
-        from mdl.dropped import adopt
+        from mdl import dropped
 
-        return bool(adopt(self.store))
+        found = bool(dropped.adopt(self.store))
+        if dropped.has_packages(self.store):
+            from mdl import importing
+
+            found = bool(importing.adopt(self.store)) or found
+        return found
 
     def checkpoints(self) -> "Trained":
         """The training checkpoints in the folders that are configured, each run in the order of training."""

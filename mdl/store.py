@@ -137,10 +137,11 @@ class Store:
         with disk_errors(self.incoming):
             return self._own(self.incoming) / f"{key}.partial"
 
-    def keep(self, partial: Path, sha256: str, *, anew: bool = False) -> Path:
+    def keep(self, partial: Path, sha256: str, *, anew: bool = False, protect: bool = True) -> Path:
         """Turn a complete, verified, synced file into the blob of its content, by one rename.
 
-        A blob that is there already stays, so that everything goes on to share it, unless `anew`.
+        A blob that is there already stays, so that everything goes on to share it, unless `anew`. A file that
+        has another name of the user's is not protected: that would be theirs to do.
         """
         blob = self.blob(sha256)
         with disk_errors(blob):
@@ -148,8 +149,9 @@ class Store:
             if not anew and self.has_blob(File("content", partial.stat().st_size, sha256)):
                 partial.unlink()
                 return blob
-            with contextlib.suppress(PermissionError):  # somebody else of the group began to fetch it
-                partial.chmod(0o444)  # an edit in the tree would change every version that shares the content
+            if protect:
+                with contextlib.suppress(PermissionError):  # somebody else of the group began to fetch it
+                    partial.chmod(0o444)  # an edit in the tree would change all that shares the content
             partial.replace(blob)
             _sync(self.blobs)
         return blob
@@ -743,6 +745,11 @@ def _swap(one: Path, other: Path) -> bool:
         swap_flag = 2
         return bool(libc.renamex_np(first, second, swap_flag) == 0)
     return False
+
+
+def versions_in(folder: Path) -> list[Place]:
+    """Where versions lie in a folder that is not the tree, itself included."""
+    return list(_walk(folder, DEEPEST - 1))
 
 
 def _walk(folder: Path, depth: int, *, inside: bool = False) -> Iterator[Place]:

@@ -13,6 +13,7 @@ ALLOWED = {
     "__main__": {"cli", "complete"},
     "complete": {"catalog", "config", "profilefile", "reference", "settings", "store"},
     "cli": {
+        "importing",
         "catalog",
         "estimate",
         "refreshing",
@@ -87,6 +88,7 @@ ALLOWED = {
         "describing",
         "carded",
         "dropped",
+        "importing",
         "modeljson",
         "sources",
         "profilefile",
@@ -234,6 +236,11 @@ ALLOWED = {
     "modeljson": {"lenient", "header", "model", "parameters", "profiles"},
     "carded": {"modeljson", "filename", "reference", "refusal", "weights"},
     "dropped": {"modeljson", "filename", "header", "model", "store", "weights"},
+    "ziparchive": {"archive", "filename", "model", "partial", "reference"},
+    "importing": {
+        *("archive", "ziparchive", "describing", "dropped", "modeljson", "filename", "model", "partial"),
+        *("reference", "refusal", "store", "weights"),
+    },
     "sources": {"carded", "modeljson", "filename", "model", "reference", "remote", "transports"},
     "describing": {"carded", "modeljson", "model", "reference", "filename", "refusal", "weights"},
     "safetensors": {"header"},

@@ -17,6 +17,7 @@ COMMANDS = {
     "download": "mdl.cli.models:download",
     "list": "mdl.cli.models:list_models",
     "inspect": "mdl.cli.inspecting:inspect",
+    "import": "mdl.cli.importing:import_models",
     "resolve": "mdl.cli.models:resolve",
     "rm": "mdl.cli.models:remove",
     "verify": "mdl.cli.keeping:verify",
