@@ -203,8 +203,8 @@ class Settings:
     pull: Pull = _key(
         "ask",
         word(*get_args(Pull)),
-        "word",
-        "What to do about a model that is not here.",
+        "ask, missing, never, always or newer",
+        "What to do about a model that is not here; missing is to fetch it.",
         words=get_args(Pull),
     )
     memory: int = _key(

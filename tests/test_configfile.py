@@ -35,7 +35,7 @@ def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 # Two values of each type, as text.
 TWO = {
-    "word": ("never", "always"),
+    "ask, missing, never, always or newer": ("never", "always"),
     "size": ("1GB", "2GB"),
     "list of hosts": ("quay.io,ghcr.io", "docker.io"),
     "true or false": ("1", "0"),
@@ -329,3 +329,11 @@ def test_a_value_that_is_set_is_read_back_and_gone_when_it_is_unset(key: Key, nu
     assert configfile.check(current, Path("c")) == {**before, key.name: key.parse(value, key.name)}
     before.pop(key.name, None)
     assert configfile.check(configfile.with_value(current, key, None), Path("c")) == before
+
+
+def test_the_readme_documents_each_key_with_type_and_default() -> None:
+    rows = (Path(__file__).parent.parent / "README.md").read_text().splitlines()
+    for key in KEYS.values():
+        row = next(row for row in rows if row.startswith(f"| `{key.place}` | {key.type} |"))
+        if isinstance(key.default, int | str) and key.default:
+            assert f"`{key.default}`" in row
