@@ -1,5 +1,6 @@
 """The command `profile`: how models are used, by which names, and files of other tools that say so."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -123,11 +124,16 @@ def _list(rest: list[str], *, json: bool, quiet: bool) -> int:
 
 
 def _row(written: "Written") -> tuple[str, ...]:
-    models = ", ".join(condition.text for condition in written.models) or "all models"
+    models = ", ".join(_short(condition.text) for condition in written.models) or "all models"
     paths = f" over {', '.join(written.paths)}" if written.paths else ""
     source = "mdl" if written.shipped else "you"
     cells = written.title, ", ".join(written.names) or "-", models + paths, _sets(written), source
     return tuple(ui.inert(cell, one_line=True) for cell in cells)
+
+
+def _short(condition: str) -> str:
+    """With twelve digits of a digest."""
+    return re.sub(r"([0-9a-f]{12})[0-9a-f]{52}(:[0-9]+)?", r"\1", condition)
 
 
 def _sets(written: "Written") -> str:

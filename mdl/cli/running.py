@@ -104,6 +104,7 @@ def chat(
     with ExitStack() as leases, Engine(starts=not _is_address(name)) as first:
         asked = _with_piped(prompt)
         library = options.open_library(pull=pull, offline=offline)
+        tell_of_profiles()
 
         def open_model(text: str, started: Engine | None = None) -> "tuple[Speaker, Profile]":
             found = _found(library, text)
@@ -129,6 +130,14 @@ def chat(
         from mdl.chat.conversation import converse
 
         return converse(engine, chosen, open_model, lambda: sorted(complete.models("")))
+
+
+def tell_of_profiles() -> None:
+    """What is wrong with the user's profiles does not end what works without them."""
+    from mdl import profilefile
+
+    for failure in profilefile.users().failures:
+        ui.talk(f"a profile is left out: {failure.message}")
 
 
 def load(engine: "Engine", files: "EngineFiles", settings: "EngineSettings", library: "Library") -> None:
@@ -302,6 +311,7 @@ def serve(
     from mdl.server.run import serve as run_server
 
     library = options.open_library(pull=pull, offline=offline, memory=memory, ask=False)
+    tell_of_profiles()
     names = (*(models or []), *(model or []))
     key, keys = _keys(api_key or [], library.settings.api_key)
     given = tuple(model for _, model in keys if model and model not in names)
