@@ -181,8 +181,6 @@ def files(library: Library, model: Model, adapters: Sequence[str] = ()) -> Itera
     """With the adapters, MODEL or MODEL=SCALE, that are applied to it. Raises UnsupportedModel for what
     cannot run here or does not fit, Busy for what is being removed."""
     with ExitStack() as held:
-        if model.is_api:
-            raise UnsupportedModel(f"{model.reference} runs at an API, which does not do this")
         try:
             held.enter_context(library.store.lease(model))
         except BlockingIOError:
