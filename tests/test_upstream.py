@@ -259,12 +259,14 @@ def test_mdl_login_keeps_a_key_that_the_api_takes_and_no_other(stand: Stand, tmp
 @given(st.lists(st.sampled_from(["a", "é", "{}", " x", ""]), min_size=1), st.randoms(use_true_random=False))
 def test_events_are_the_same_however_their_bytes_come(texts: list[str], chance: random.Random) -> None:
     end = chance.choice(["\n", "\r\n", "\r"])
-    lines = "".join(f": a comment{end}data: {text}{end}event: x{end}{end}" for text in texts).encode()
+    lines = "".join(
+        f": a comment{end}data: {text}{end}data:y{end}event: x{end}{end}" for text in texts
+    ).encode()
     cuts = sorted(chance.randrange(len(lines) + 1) for _ in range(chance.randrange(9)))
     pieces = [lines[a:b] for a, b in zip([0, *cuts], [*cuts, len(lines)], strict=True)]
     if end == "\r":
         pieces.append(b"\n")  # else nobody knows whether the last line has ended
-    assert list(events.data(pieces)) == [text.encode() for text in texts]
+    assert list(events.data(pieces)) == [f"{text}\ny".encode() for text in texts]
 
 
 @pytest.mark.parametrize("piece", [b"x" * 65536, b"data: " + b"x" * 65536 + b"\n"])
