@@ -8,7 +8,7 @@ in a path, a URL and a terminal, because it refuses everything else when it is m
 
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Literal
 from urllib.parse import quote, unquote
@@ -436,7 +436,7 @@ def _check_api(reference: Reference) -> None:
         raise UsageError("the api-version is none of Azure's", "such as 2024-10-21; or leave it out")
 
 
-_PARSERS = {
+_PARSERS: dict[Scheme, Callable[[str], Reference]] = {
     "hf": _parse_hugging_face,
     "oci": _parse_oci,
     "ollama": _parse_ollama,
