@@ -20,6 +20,7 @@ from mdl import checkpoints, config
 from mdl.config import Settings
 from mdl.errors import NotFound, UnsupportedModel, UsageError
 from mdl.library import Library
+from mdl.reference import Reference
 
 MODELS = Path(__file__).parent / "models"
 FRANCE = "What is the capital of France?"
@@ -163,7 +164,8 @@ def several(runs: Path) -> Path:
         trained(runs / "run" / f"checkpoint-{step}")
     (runs / "run" / "checkpoint-2000").mkdir()  # being saved
     trained(runs / "ilab" / "hf_format" / "samples_96")
-    converted(runs / "ilab" / "hf_format" / "samples_96.gguf")
+    file = converted(runs / "ilab" / "hf_format" / "samples_96.gguf")
+    os.utime(file, (1e9, 1e9))  # copied from elsewhere, with its time
     converted(runs / "files" / "step-5.gguf")
     return runs
 
@@ -326,6 +328,7 @@ def test_a_checkpoint_without_a_model_says_what_it_is(mdl: Run, runs: Path) -> N
     (folder / "optimizer.pt").write_bytes(b"PK\x03\x04")
     done = mdl("chat", "run@1", "hi")
     assert done.returncode == UnsupportedModel.code and str(folder) in done.stderr
+    assert "mdl rm" not in done.stderr
 
 
 def test_a_server_answers_with_a_checkpoint_by_its_name(tmp_path: Path, runs: Path) -> None:
@@ -349,10 +352,12 @@ def test_mdl_removes_no_checkpoint(runs: Path) -> None:
         library(runs).removable("run@500")
 
 
-def test_a_name_that_no_reference_can_have_is_listed_by_its_path(runs: Path) -> None:
-    folder = trained(runs / "my run" / "checkpoint-500")
+@pytest.mark.parametrize("run", ["my run", "a..b", "läuft"])
+def test_a_name_that_no_reference_can_have_is_listed_by_its_path(runs: Path, run: str) -> None:
+    folder = trained(runs / run / "checkpoint-500")
     ((_, model),) = library(runs).checkpoints()
-    assert str(model.reference) == f"file://{folder}"
+    assert model.reference == Reference.parse(f"file://{folder}")
+    assert library(runs).here(str(model.reference)).place == folder
 
 
 # Configured
