@@ -21,13 +21,14 @@ from registry import Front, Registry, titled
 from serving import DEMO, FRANCE, STORY, Server, cache, text, wait_until
 
 from mdl.config import Settings
-from mdl.errors import MdlError
+from mdl.errors import MdlError, UsageError
 from mdl.library import Library, Watch
 from mdl.reference import Reference
 from mdl.server import abilities, guard
 from mdl.server.failure import Refused
-from mdl.server.jobs import SAMPLE_SECONDS, Jobs, Tally, download_hosts
+from mdl.server.jobs import SAMPLE_SECONDS, Jobs, Stop, Tally, download_hosts
 from mdl.server.options import Limits, ServeOptions
+from mdl.settings import parse
 
 CONTENT = DEMO.read_bytes()
 PARIS = "The capital of France is Paris."
@@ -548,6 +549,14 @@ def test_what_is_cancelled_before_it_begins_asks_nobody_for_bytes(
     assert hub.requests(port="cdn") == [] and library.list() == []
 
 
+def test_what_is_stopped_before_it_says_how_is_stopped_then() -> None:
+    stop, heard = Stop(), []
+    stop.ends(lambda: heard.append("first"))
+    stop.pull()
+    stop.ends(lambda: heard.append("second"))
+    assert heard == ["first", "second"] and stop.pulled
+
+
 # States, start and stop
 
 
@@ -653,9 +662,12 @@ def conflict(server: Server, name: str) -> str:
 
 
 def test_what_a_server_was_started_for_stays(tmp_path: Path) -> None:
-    with Server(cache(tmp_path / "home", "first", "other"), models=["first"]) as server:
+    home = cache(tmp_path / "home", "first", "other")
+    describe(home, "planned", "org/planned")
+    with Server(home, models=["first"]) as server:
         assert "serves" in conflict(server, "first")
-        assert server.ask("DELETE", "/v1/models/other")[0] == 404  # not served: none of a client's business
+        for name in ("other", "planned"):  # not served: none of a client's business
+            assert server.ask("DELETE", f"/v1/models/{name}")[0] == 404
         assert state(server, "first") == "running"
 
 
@@ -667,6 +679,13 @@ def test_a_version_is_removed_and_the_others_stay(server: Server, hub: Hub) -> N
     assert status == 400 and "2 versions" in answer["error"]["message"]
     assert server.ask("DELETE", "/v1/models/org/two:Q4_K_M")[0] == 200
     assert text(server.chat(model="org/two")[1]) == PARIS
+
+
+def test_what_is_only_a_json_is_removed(server: Server, home: Path) -> None:
+    describe(home, "planned", "org/planned")
+    assert server.ask("DELETE", "/v1/models/quay.io/org/planned")[0] == 200
+    assert not (home / "models/quay.io/org/planned").exists()
+    assert server.ask("DELETE", "/v1/models/quay.io/org/planned")[0] == 404
 
 
 def test_what_ships_with_mdl_is_not_removed(server: Server) -> None:
@@ -695,6 +714,16 @@ def test_paths_and_other_hosts_are_refused(tmp_path: Path, hub: Hub, source: str
     assert (caught.value.status, jobs.all()) == (403, [])
 
 
+def test_files_are_refused_whatever_hosts_are_allowed(tmp_path: Path) -> None:
+    secret = tmp_path / "secret.gguf"
+    secret.write_bytes(CONTENT)
+    aliases = {"alias": str(secret)}
+    settings = Settings(tmp_path / "home", download_hosts=("*",), aliases=aliases)
+    for source in ("FILE:///etc/passwd", f"File://{secret}", "alias"):
+        with pytest.raises(Refused, match="paths are not fetched"):
+            asyncio.run(Jobs(Library(settings), Limits()).start(source))
+
+
 def test_refusals_reach_the_client(server: Server, hub: Hub) -> None:
     address = hub.put("/x.gguf", CONTENT)
     for source in (address, "/etc/passwd", "file:///etc/passwd"):
@@ -720,7 +749,10 @@ def test_hosts_are_allowed_by_a_setting_and_no_signature_is_told_to_anybody(tmp_
 def test_by_default_the_hub_ollama_and_the_hosts_of_short_names_are_allowed(tmp_path: Path) -> None:
     settings = Settings(tmp_path, hosts=("quay.io/ai-lab", "localhost:5000"))
     assert download_hosts(settings) == {"huggingface.co", "registry.ollama.ai", "quay.io", "localhost:5000"}
-    assert download_hosts(Settings(tmp_path, download_hosts=("*",))) == {"*"}
+    for given, said in (("*", ("*",)), ("hf.co, quay.io", ("huggingface.co", "quay.io"))):
+        assert parse("download_hosts", given, "MDL_DOWNLOAD_HOSTS") == said
+    with pytest.raises(UsageError, match="MDL_DOWNLOAD_HOSTS"):
+        parse("download_hosts", "quay.io/*", "MDL_DOWNLOAD_HOSTS")
 
 
 def test_the_place_that_is_really_asked_is_looked_at(tmp_path: Path) -> None:

@@ -95,8 +95,7 @@ class Endpoint:
 
 def named(scope: Scope, end: str = "") -> str | None:
     """The id in the path of a request, which ends so. Slashes that came encoded are the id's own."""
-    path = scope["raw_path"].decode("ascii").partition("?")[0]
-    tail = "".join(path.split("/", 3)[3:])
+    tail = "".join(scope["raw_path"].decode("ascii").split("/", 3)[3:])
     return unquote(tail.removesuffix(end)) if tail.endswith(end) else None
 
 
@@ -143,10 +142,10 @@ async def delete(asked: Asked) -> Response:
     """DELETE /v1/models/{name}, by the rules of `mdl rm`. What is idle is let go of first."""
     asked.require_trust()
     service = asked.service
-    found = await service.names.find(asked.name)
-    if key(found) in map(key, service.names.served.values()):
-        raise _in_use(f"{found.reference} is what this server serves", "end the server first")
-    if found.place is not None:
+    found, reference = await _known(asked)
+    if service.names.served:
+        raise _in_use(f"{reference} is what this server serves", "end the server first")
+    if found is not None and found.place is not None:
         raise Refused(f"{show(asked.name)} is not in the cache", "only what is there is removed")
     model = await asyncio.to_thread(asked.library.removable, asked.name)
     if (job := service.jobs.of(model.reference)) is not None and job.active:
@@ -319,11 +318,12 @@ async def _begun(asked: Asked, name: str) -> Response:
 
 
 async def _known(asked: Asked) -> tuple[Model | None, Reference]:
-    """What an id means: a model that can be asked, or one that could be fetched. Raises NotFound."""
+    """What an id means: a model that is here, or None for one that could be fetched, and its name. Raises
+    NotFound, also for what is not served."""
     try:
         model = await asked.service.names.find(asked.name)
     except NotFound:
-        if asked.name.startswith(PATHS):
+        if asked.name.startswith(PATHS) or asked.service.names.served:
             raise
         resolution = await asyncio.to_thread(asked.library.resolve, asked.name)
         if resolution.model is not None or resolution.reference is None:
