@@ -912,6 +912,22 @@ def test_an_api_that_is_not_there_is_a_502_and_nothing_else_suffers(tmp_path: Pa
         assert post(server, "demo", temperature=0).json()["choices"][0]["message"]["content"] == PARIS
 
 
+@pytest.mark.parametrize("proxy", ["socks5://secret:secret@127.0.0.1:1", "http://[secret"])
+def test_a_proxy_that_cannot_be_used_is_a_502_without_its_address(
+    odd: Stand, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, proxy: str
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", proxy)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    odd.gives(answer({}))
+    with Server(tmp_path / "home", settings={"aliases": {"m": f"openai://{odd.host}/v1/m"}}) as server:
+        connection = server.connect()
+        connection.request("POST", "/v1/chat/completions", json.dumps({"model": "m", "messages": FRANCE}))
+        response = connection.getresponse()
+        assert response.status == 502
+        assert b"proxy" in (told := response.read()) and b"secret" not in told
+    assert odd.asked == []
+
+
 def test_a_client_that_goes_away_closes_what_was_asked_of_the_api(odd: Stand, served: Server) -> None:
     for waits in (False, True):
         begun, go_on = threading.Event(), threading.Event()

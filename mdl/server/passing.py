@@ -152,9 +152,10 @@ def _opened(trusted: ssl.SSLContext, proxy: str | None) -> "httpx2.AsyncHTTPTran
     import httpx2
 
     limits = httpx2.Limits(max_connections=None, max_keepalive_connections=32, keepalive_expiry=KEPT_SECONDS)
+    address = proxy if proxy is None or "://" in proxy else f"http://{proxy}"
     try:
-        return httpx2.AsyncHTTPTransport(verify=trusted, trust_env=False, limits=limits, proxy=proxy)
-    except (ValueError, httpx2.InvalidURL):  # not shown: there may be a password in it
+        return httpx2.AsyncHTTPTransport(verify=trusted, trust_env=False, limits=limits, proxy=address)
+    except (ValueError, httpx2.InvalidURL, ImportError):  # not shown: there may be a password in it
         raise Refused("the address of the server's proxy cannot be used", status=502) from None
 
 
