@@ -20,7 +20,7 @@ from serving import CHAT, FRANCE, STORY, Server, cache, text
 from mdl.engine.request import CallPiece, Chat, Delta, Format, Logprob, Sampling, ToolCall
 from mdl.errors import MdlError
 from mdl.profiles import Profile
-from mdl.server import chat
+from mdl.server import chat, completions
 from mdl.server import openai as dialect
 from mdl.server.chunks import Chunks
 from mdl.server.fields import Fields
@@ -211,7 +211,7 @@ def test_several_answers_with_a_seed_are_not_the_same_one(server: Server) -> Non
     assert first != second
 
 
-@given(seed=st.integers(-(2**63), 2**64 - 1), answers=st.integers(2, 16))
+@given(seed=st.integers(-(2**63), 2**64 - 1).filter(lambda seed: seed != -1), answers=st.integers(2, 16))
 def test_each_of_several_answers_has_its_own_seed_from_the_one_that_was_given(
     seed: int, answers: int
 ) -> None:
@@ -219,6 +219,14 @@ def test_each_of_several_answers_has_its_own_seed_from_the_one_that_was_given(
     seeds = [request.sampling.seed for request in requests]
     assert len(set(seeds)) == answers
     assert seeds[0] is not None and (seeds[0] - seed) % 2**64 == 0
+
+
+def test_a_seed_of_minus_one_is_any_seed_whatever_the_profile_of_the_model_says() -> None:
+    of_a_model = Profile(sampling={"seed": 7})
+    [request] = asked(seed=-1).requests(of_a_model)
+    [completion] = completions.asked({"prompt": "x", "seed": -1}).requests(of_a_model)
+    assert request.sampling.seed is completion.sampling.seed is None
+    assert asked(n=3, seed=-1).requests(Profile()) == asked(n=3).requests(Profile())
 
 
 def test_several_answers_take_as_many_places(tmp_path: Path) -> None:

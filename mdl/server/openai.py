@@ -23,6 +23,7 @@ LONGEST_BREAKER = 64
 MOST_ANSWERS = 16
 MOST_TOKENS = LARGEST = 2**31 - 1
 SEEDS = 2**64
+ANY_SEED = -1  # as llama.cpp's server has it
 FOREVER = -1.0
 UNLIKELY = -9999.0  # what OpenAI writes for "very unlikely", where JSON has no minus infinity
 
@@ -103,7 +104,10 @@ def sampling(fields: Fields, fewest: int = 1) -> dict[str, Any]:
         "ignore_eos": fields.flag("ignore_eos"),
         "max_tokens": _most_tokens(fields, fewest),
     }
-    return {name: value for name, value in values.items() if value is not None}
+    given = {name: value for name, value in values.items() if value is not None}
+    if given.get("seed") == ANY_SEED:
+        given["seed"] = None  # said, so that none of a profile is taken
+    return given
 
 
 def _most_tokens(fields: Fields, fewest: int) -> int | None:

@@ -112,7 +112,7 @@ _ABOUT = {
     "xtc_probability": "How often the likeliest tokens are left out.",
     "xtc_threshold": "The probability from which on they may be.",
     "mirostat": "1 or 2: that version of Mirostat chooses alone.",
-    "seed": "The same seed and request give the same answer.",
+    "seed": "The same seed and request give the same answer; -1 draws a new one.",
     "repeat_penalty": "Against tokens that were among the last ones; 1: none.",
     "repeat_last_n": "Tokens that repeat_penalty looks back; -1: all.",
     "dry_multiplier": "Against repeating sequences; 0: off.",
