@@ -912,7 +912,7 @@ def test_an_api_that_is_not_there_is_a_502_and_nothing_else_suffers(tmp_path: Pa
         assert post(server, "demo", temperature=0).json()["choices"][0]["message"]["content"] == PARIS
 
 
-@pytest.mark.parametrize("proxy", ["socks5://secret:secret@127.0.0.1:1", "http://[secret"])
+@pytest.mark.parametrize("proxy", ["socks5://secret:secret@127.0.0.1:1", "http://secret@[::1"])
 def test_a_proxy_that_cannot_be_used_is_a_502_without_its_address(
     odd: Stand, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, proxy: str
 ) -> None:
