@@ -84,6 +84,7 @@ def chat(
     mdl chat demo "What is 7 plus 5?"            one answer
     cat notes.txt | mdl chat demo "Summarize:"   about a text
     mdl chat openai://api.openai.com/v1/gpt-4o   with a model that others run; mdl login keeps the key
+    mdl chat demo --adapter run@latest=0.8       with a LoRA adapter: a name, a path, a training checkpoint
     """
     from mdl.engine import Engine
 

@@ -22,6 +22,7 @@ from mdl.server.options import ServeOptions
 
 _FORWARDED = {b"forwarded", b"x-forwarded-for", b"x-real-ip", b"via"}
 GIVEN = "mdl.model"  # in the scope of a request: the model that its key is for
+MODELS = ("/v1/models", "/models")
 OTHERS = ("/mdl/", "/v1/jobs", "/metrics")  # paths that are about more than one model
 OPEN_PATHS = ("/healthz",)  # for those who watch whether it lives, and have no key
 
@@ -162,7 +163,7 @@ def _model_of_key(expected: dict[bytes, str], header: bytes) -> str:
 
 def _check_scope(scope: Scope) -> None:
     """Raises Refused for what somebody has no business with who is given one model."""
-    changes = scope["path"].startswith("/v1/models") and scope["method"] not in ("GET", "HEAD")
+    changes = scope["path"].startswith(MODELS) and scope["method"] not in ("GET", "HEAD")
     if changes or scope["path"].startswith(OTHERS):
         raise Refused("this API key is for asking one model", "take another key for that", status=403)
 
