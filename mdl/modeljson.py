@@ -139,7 +139,7 @@ def of(model: "Model") -> Card:
         card,
         object=card.object or "model",
         id=card.id or default_id(model),
-        name=card.name or model.reference.name,
+        name=card.name or (model.version if path and path.name != NAME else model.reference.name),
         version=card.version or model.version,
         owned_by=card.owned_by or model.reference.path.rpartition("/")[0],
         created=int(model.modified.timestamp()) if card.created is None else card.created,

@@ -818,8 +818,8 @@ def _pieces_in(entries: "Iterable[os.DirEntry[str]]", *, is_tree: bool = False) 
         if name[:-5] in weights or _tells_a_source(entry)
     }
     if is_tree or (cards and CARD_NAME not in files):
-        return {stem: name for stem, name in {**weights, **cards}.items() if not files[name].is_dir()}
-    return cards
+        cards = {stem: name for stem, name in {**weights, **cards}.items() if not files[name].is_dir()}
+    return dict(sorted(cards.items()))
 
 
 def _stem(name: str) -> str:

@@ -48,6 +48,9 @@ def inspect(
         options.open_library, offline=offline, ca=ca, insecure=[text] if insecure else (), ask=not json
     )
     library = reach(tolerant=not remote)
+    if not remote and (absent := library.resolve(text).wanted):
+        _show_absent(absent, json=json)
+        return
     found = None if remote else _here(library, text)
     is_part = files or template or license or metadata or tensors or settings or key is not None
     if found is not None and found.is_api and not is_part:
@@ -87,6 +90,24 @@ def inspect(
             ui.show_json(described)
         else:
             _show_model(described)
+
+
+def _show_absent(model: "ModelRecord", *, json: bool) -> None:
+    """What is known of a model of which only the model.json is here."""
+    from mdl import documents, modeljson
+
+    card = modeljson.document(modeljson.of(model))
+    if json:
+        ui.show_json({**documents.model(model), "model_json": card})
+        return
+    about = card.pop("metadata", {})
+    rows = {**card, **about, "file": str(model.card)}
+    for label, value in rows.items():
+        if value not in ({}, []):
+            ui.out(f"{label:<13} {ui.inert(str(value), one_line=True)}")
+    ui.talk(
+        f"mdl download {model.reference} fetches it; mdl inspect --remote {model.reference} asks its source"
+    )
 
 
 def _here(library: "Library", text: str) -> "ModelRecord | None":
