@@ -306,7 +306,13 @@ def serve(
     pull: Pull = None,
     offline: Offline = False,
 ) -> int:
-    """Serve models to programs, by OpenAI's HTTP API."""
+    """Serve models to programs, by OpenAI's HTTP API.
+
+    \b
+    mdl serve                                            every model that is here, loaded on demand
+    mdl serve qwen3:4b --api-key sk-1 --host 0.0.0.0     one, for others with the key
+    mdl serve --api-key sk-1=gpt-4 --api-key sk-2=demo   each client the model of its key
+    """
     from mdl.progress import watch
     from mdl.server.options import ServeOptions
     from mdl.server.run import serve as run_server
