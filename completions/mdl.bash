@@ -66,7 +66,7 @@ _mdl_about() {
             '
             ;;
         import)
-            arguments='TEXT'
+            arguments='FILE'
             options='
                 --name=TEXT
                 --link
@@ -135,7 +135,7 @@ _mdl_about() {
             '
             ;;
         catalog)
-            arguments='TEXT'
+            arguments='show,refresh,reset'
             options='
                 --family=TEXT
                 --fits
@@ -167,7 +167,7 @@ _mdl_about() {
             '
             ;;
         profile)
-            arguments='TEXT'
+            arguments='list,show,new,check,import,refresh,reset'
             options='
                 --model=@model -m=@model
                 --name=TEXT
@@ -303,6 +303,8 @@ _mdl_after() {
     case $1 in
         'alias set') arguments='TEXT TEXT @model' ;;
         'alias rm') arguments='TEXT @alias' ;;
+        'catalog show') arguments='TEXT @entry' ;;
+        'catalog refresh') arguments='TEXT TEXT' ;;
         'config get') arguments='TEXT @key' ;;
         'config set') arguments='TEXT @key TEXT...' ;;
         'config unset') arguments='TEXT @key' ;;

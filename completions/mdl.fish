@@ -135,6 +135,7 @@ complete -c mdl -n '__mdl_command_is import' -l dry-run -d 'Only say what would 
 complete -c mdl -n '__mdl_command_is import' -l json -d 'Print one JSON document'
 complete -c mdl -n '__mdl_command_is import' -l quiet -s q -d 'Print only names or folders'
 complete -c mdl -n '__mdl_command_is import' -l help -s h -d 'Show this message and exit'
+complete -c mdl -n '__mdl_argument_is 1 import' -r -F
 
 complete -c mdl -n '__mdl_command_is resolve' -l model -s m -x -a '(__mdl_ask model)' -d 'The same as the argument MODEL'
 complete -c mdl -n '__mdl_command_is resolve' -l json -d 'Print one JSON document'
@@ -182,6 +183,8 @@ complete -c mdl -n '__mdl_command_is catalog' -l json -d 'Print one JSON documen
 complete -c mdl -n '__mdl_command_is catalog' -l quiet -s q -d 'Print only names or folders'
 complete -c mdl -n '__mdl_command_is catalog' -l offline -d 'Never use the network'
 complete -c mdl -n '__mdl_command_is catalog' -l help -s h -d 'Show this message and exit'
+complete -c mdl -n '__mdl_argument_is 1 catalog' -a 'show refresh reset'
+complete -c mdl -n '__mdl_follows 1 catalog show' -a '(__mdl_ask entry)'
 
 complete -c mdl -n '__mdl_command_is search' -l sort -x -d 'downloads, likes, modified, created or trending'
 complete -c mdl -n '__mdl_command_is search' -l limit -x -d 'Models of a page'
@@ -207,6 +210,7 @@ complete -c mdl -n '__mdl_command_is profile' -l json -d 'Print one JSON documen
 complete -c mdl -n '__mdl_command_is profile' -l quiet -s q -d 'Print only names or folders'
 complete -c mdl -n '__mdl_command_is profile' -l offline -d 'Never use the network'
 complete -c mdl -n '__mdl_command_is profile' -l help -s h -d 'Show this message and exit'
+complete -c mdl -n '__mdl_argument_is 1 profile' -a 'list show new check import refresh reset'
 complete -c mdl -n '__mdl_follows 1 profile show' -a '(__mdl_ask profile)'
 complete -c mdl -n '__mdl_follows 1+ profile check' -r -F
 complete -c mdl -n '__mdl_follows 1+ profile import' -r -F

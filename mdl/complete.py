@@ -6,6 +6,7 @@ no model is read.
 
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -31,9 +32,10 @@ def complete(words: list[str]) -> int:
 
 
 def models(prefix: str) -> set[str]:
-    """The names of models, of the user, the cache and the catalog, that start with a prefix."""
+    """The names of models, of the user, the cache, checkpoints and the catalog, that start with a prefix."""
     cached, aliases = _known()
     names = spellings(cached, slashes="/" in prefix) | aliases | set(_catalog(prefix)) | set(_given())
+    names |= set(_trained())
     return _offered(names, prefix)
 
 
@@ -56,7 +58,12 @@ def profiles(prefix: str) -> set[str]:
     return _offered((written.title for written in profilefile.all_profiles().written), prefix)
 
 
-KINDS = {"model": models, "key": keys, "alias": aliases, "profile": profiles}
+def entries(prefix: str) -> set[str]:
+    """Of the catalog."""
+    return _offered(_catalog(prefix), prefix)
+
+
+KINDS = {"model": models, "key": keys, "alias": aliases, "profile": profiles, "entry": entries}
 
 
 def _offered(names: Iterable[str], prefix: str) -> set[str]:
@@ -109,6 +116,20 @@ def _known() -> tuple[list[Reference], set[str]]:
     except MdlError:
         return [], set()
     return [reference for reference, _ in Store(settings.home, _unread).names()], set(settings.aliases)
+
+
+def _trained() -> Iterator[str]:
+    """Training checkpoints, and the latest one of each run."""
+    from mdl import config
+    from mdl.errors import MdlError
+
+    with suppress(MdlError):
+        folders = [folder for folder in config.load_usable()[0].checkpoints if folder.is_dir()]
+        if folders:
+            from mdl.checkpoints import everything
+
+            for checkpoint in everything(folders):
+                yield from (f"{checkpoint.run}:{checkpoint.name}", f"{checkpoint.run}@latest")
 
 
 def _unread(folder: Path) -> NoReturn:

@@ -1,7 +1,6 @@
 """What the user has chosen: defaults < config.toml < MDL_* < flags. Nothing else reads the environment."""
 
 import os
-import shlex
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -155,6 +154,8 @@ def save(key: str, value: Any, name: str = "") -> None:
 
 def editor(environment: Mapping[str, str] | None = None) -> list[str]:
     """The command that opens a file for a person to edit. Raises UsageError where it cannot be read."""
+    import shlex
+
     environment = os.environ if environment is None else environment
     given = environment.get("VISUAL") or environment.get("EDITOR") or ("notepad" if os.name == "nt" else "vi")
     try:

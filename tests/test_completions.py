@@ -96,6 +96,15 @@ def test_a_prefix_with_a_slash_finds_references(environment: dict[str, str]) -> 
     ]
 
 
+def test_checkpoints_are_offered_and_the_latest_of_each_run(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    for name in ("run/checkpoint-90", "run/checkpoint-500", "my run/checkpoint-1"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+    found = asked(environment | {"MDL_CHECKPOINTS": str(tmp_path / "runs")}, "model", "run")
+    assert found == ["run:checkpoint-500", "run:checkpoint-90", "run@latest"]
+
+
 def test_a_name_that_two_models_share_is_not_offered(environment: dict[str, str]) -> None:
     assert asked(environment, "model", "tw") == []
     assert asked(environment, "model", "two/") == ["two/twin:Q8_0"]
@@ -322,6 +331,11 @@ def terminal(request: pytest.FixtureRequest, environment: dict[str, str]) -> Ite
         ("mdl alias set new dem", "mdl alias set new demo "),
         ("mdl alias set dem", "mdl alias set dem"),
         ("mdl alias rm fa", "mdl alias rm fast "),
+        ("mdl catalog sh", "mdl catalog show "),
+        ("mdl catalog show gemm", "mdl catalog show gemma"),
+        ("mdl profile show mdl-d", "mdl profile show mdl-demo "),
+        ("mdl profile check wei", "mdl profile check weights.gguf "),
+        ("mdl import wei", "mdl import weights.gguf "),
     ],
 )
 def test_tab_completes(line: str, after: str, terminal: Terminal) -> None:
@@ -378,6 +392,10 @@ def fish(environment: dict[str, str], line: str) -> list[str]:
         ("mdl config unset aliases.fa", ["aliases.fast"]),
         ("mdl alias set new dem", ["demo"]),
         ("mdl alias rm fa", ["fast"]),
+        ("mdl catalog show demo", ["demo"]),
+        ("mdl profile show mdl-d", ["mdl-demo"]),
+        ("mdl profile check wei", ["weights.gguf"]),
+        ("mdl import wei", ["weights.gguf"]),
     ],
 )
 def test_fish_completes(line: str, candidates: list[str], environment: dict[str, str]) -> None:

@@ -10,11 +10,11 @@ from mdl import ui
 from mdl.errors import UsageError
 
 # What a value is; "" is for flags. Those of ASKED are known to `mdl __complete`.
-Kind = Literal["", "model", "key", "alias", "profile", "folder", "file", "word", "text"]
-ASKED: tuple[Kind, ...] = ("model", "key", "alias", "profile")
+Kind = Literal["", "model", "key", "alias", "profile", "entry", "folder", "file", "word", "text"]
+ASKED: tuple[Kind, ...] = ("model", "key", "alias", "profile", "entry")
 
 # What an option takes, where its metavar tells. All others take text that nobody can complete.
-KINDS: dict[str, Kind] = {"MODEL": "model", "DIR": "folder", "FILE": "file"}
+KINDS: dict[str, Kind] = {"MODEL": "model", "DIR": "folder", "FILE": "file", "PATH": "file"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +55,7 @@ _TEXT, _MODEL, _KEY, _ALIAS = Argument("text"), Argument("model"), Argument("key
 # Commands whose first argument says what to do, and what follows it.
 ACTIONS: dict[str, dict[str, tuple[Argument, ...]]] = {
     "alias": {"list": (), "set": (_TEXT, _MODEL), "rm": (_ALIAS,)},
+    "catalog": {"show": (Argument("entry"),), "refresh": (_TEXT,), "reset": ()},
     "config": {
         "show": (),
         "get": (_KEY,),
@@ -109,9 +110,12 @@ def commands() -> list[Command]:
 
 
 def _command(name: str, aliases: tuple[str, ...], command: Any) -> Command:
-    actions = ACTIONS.get(name, {})
     labels = [param.metavar or "" for param in command.params if param.param_type_name == "argument"]
-    arguments = tuple(_argument(name, label) for label in labels[: 1 if actions else None])
+    actions = ACTIONS.get(name, {})
+    if actions:
+        arguments: tuple[Argument, ...] = (Argument("word", tuple(actions)),)
+    else:
+        arguments = tuple(_argument(name, label) for label in labels)
     return Command(name, aliases, _line(command.help), tuple(_options(command)), arguments, actions)
 
 
@@ -146,8 +150,6 @@ def _words(command: str, name: str) -> tuple[str, ...]:
         ("completion", "SHELL"): SHELLS,
         ("list", "--sort"): (*SORTS, *(f"-{key}" for key in SORTS)),
     }
-    if name == "ACTION":
-        return tuple(ACTIONS[command])
     if name == "--pull":
         return tuple(word for word in get_args(Pull) if word != "ask")  # what happens without the option
     return ("auto",) if name == "--gpu-layers" else known.get((command, name), ())

@@ -50,8 +50,8 @@ def catalog(
     mdl catalog refresh [ADDRESS]  a newer catalog: https://… or oci://…; else catalog_url's
     mdl catalog reset              the one that ships with mdl again
     """
-    library = options.open_library(offline=offline)
     action, *rest = words or [""]
+    library = options.open_library(offline=offline, tolerant=action not in ("refresh", "reset"))
     if action == "refresh":
         _refresh(library, rest, json=json)
     elif action == "reset":

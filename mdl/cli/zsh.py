@@ -1,11 +1,14 @@
 """Completion for zsh, by its function `_arguments`."""
 
-from mdl.cli.completion import ASKED, Command, Option
+from mdl.cli.completion import ASKED, Argument, Command, Option
 
+COMPLETERS: dict[str, str] = {
+    **{kind: f"_mdl_{kind}" for kind in ASKED},
+    "folder": "_path_files -/",
+    "file": "_files",
+}
 ACTIONS: dict[str, str] = {
-    **{kind: f":{kind}:_mdl_{kind}" for kind in ASKED},
-    "folder": ":folder:_path_files -/",
-    "file": ":file:_files",
+    **{kind: f":{kind}:{completer}" for kind, completer in COMPLETERS.items()},
     "text": ":value: ",
 }
 
@@ -16,7 +19,11 @@ def script(commands: list[Command]) -> str:
     names = "".join(f"        {_quote(f'{command.name}:{command.help}')}\n" for command in others)
     specs = "".join(f"        {_option(option)} \\\n" for option in main.options)
     after = "".join(map(_after, others))
-    return _SCRIPT.format(names=names, main=specs, cases="".join(map(_case, others)), after=after)
+    cases = "".join(map(_case, others))
+    asked = "".join(
+        f'_mdl_{kind}() {{\n    _mdl_ask {kind} "$@"\n}}\n\n' for kind in ASKED if kind != "model"
+    )
+    return _SCRIPT.format(names=names, main=specs, cases=cases, after=after, asked=asked)
 
 
 def _case(command: Command) -> str:
@@ -42,11 +49,16 @@ def _arguments(command: Command) -> list[str]:
 def _after(command: Command) -> str:
     """A case for each argument that follows an action and can be completed."""
     return "".join(
-        f"        ('{command.name} {action} {number}') _mdl_{argument.kind} ;;\n"
+        f"        ('{command.name} {action} '{_number(number, argument)}) {COMPLETERS[argument.kind]} ;;\n"
         for action, arguments in command.actions.items()
         for number, argument in enumerate(arguments, 1)
-        if argument.kind in ASKED
+        if argument.kind in COMPLETERS
     )
+
+
+def _number(number: int, argument: Argument) -> str:
+    """As a pattern."""
+    return f"<{number}->" if argument.repeats else str(number)
 
 
 def _option(option: Option) -> str:
@@ -80,19 +92,7 @@ _mdl_ask() {{
     compadd "$@" -a names
 }}
 
-_mdl_key() {{
-    _mdl_ask key "$@"
-}}
-
-_mdl_alias() {{
-    _mdl_ask alias "$@"
-}}
-
-_mdl_profile() {{
-    _mdl_ask profile "$@"
-}}
-
-# A name that mdl knows, or a path.
+{asked}# A name that mdl knows, or a path.
 _mdl_model() {{
     if [[ $PREFIX != (/|./|../|\~)* ]]; then
         _mdl_ask model "$@" && return
