@@ -245,6 +245,7 @@ class Engine:
 
     def _start_again(self) -> "Process":
         self._failure = self._loaded = None
+        self._rendering = 0
         self._settled.clear()
         self._greeted.clear()
         return self._start()
@@ -317,7 +318,8 @@ class Engine:
             self._greeted.set()
             self._settled.set()  # before another thread may start a new worker, which clears it
         runaway = self._rendering if status == 1 else 0  # as the worker's watchdog ends it
-        self._hand_over([(request, _RUNAWAY if request == runaway else error, True) for request in waiting])
+        others = _BESIDE_A_RUNAWAY if runaway and not self._closed else error
+        self._hand_over([(request, _RUNAWAY if request == runaway else others, True) for request in waiting])
 
     def _death(self, how: str) -> EngineError:
         if self._loaded is not None:
@@ -329,6 +331,9 @@ class Engine:
 _RUNAWAY = UnsupportedModel(
     "the chat template of the model took more than three seconds, and was stopped",
     hint="mdl inspect --template shows it",
+)
+_BESIDE_A_RUNAWAY = EngineError(
+    "the engine was ended: another request's chat template took too long", hint="ask again"
 )
 
 

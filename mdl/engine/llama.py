@@ -226,6 +226,10 @@ class Runner:
         vocab = self._vocab
         ids = [token for token in range(len(self._pieces)) if attribute(vocab, token) & control]
         self.controls = {self._text(token): token for token in ids}
+        own = C.LLAMA_TOKEN_ATTR_USER_DEFINED
+        others = (token for token in range(len(self._pieces)) if attribute(vocab, token) & own)
+        # No control tokens, but found in any text as if they were: Qwen's <think> and <tool_call>.
+        self.tags = {text for text in map(self._text, others) if _TAG.fullmatch(text)}
         self.named = {
             f"{name}_token": self._text(token)
             for name, token in (
@@ -339,20 +343,30 @@ class Runner:
 
     def framed(self, text: str) -> list[int]:
         """Of a text with what the model was trained to see around it. What reads like a control token is
-        one."""
-        return self._tokenize(text, continued=False, framed=True)
+        text."""
+        return self._tokenize(text, continued=False, framed=True, control=False)
 
     def pair(self, query: str, document: str) -> list[int]:
         """Of a query and a document, as models that tell how relevant it is were trained to see them: by the
         model's template for it, or one behind the other, with what the vocabulary has between them."""
         if template := C.llama_model_chat_template(self._model, b"rerank"):
             parts = re.split(r"(\{query\}|\{document\})", template.decode("utf-8", "replace"))
-            said = {"{query}": query, "{document}": document}
-            return self.tokens("".join(said.get(part, part) for part in parts))
+            said = {"{query}": self._disarmed(query), "{document}": self._disarmed(document)}
+            pieces = "".join(said.get(part, part) for part in parts).split(_MARK)
+            return [token for piece in pieces for token in self.tokens(piece)]
         end = [self._end] if C.llama_vocab_get_add_eos(self._vocab) else []
         middle = [C.llama_vocab_sep(self._vocab)] if C.llama_vocab_get_add_sep(self._vocab) else []
         begin = [self._bos] if self._bos >= 0 else []
         return [*begin, *self._plain(query), *end, *middle, *self._plain(document), *end]
+
+    def _disarmed(self, text: str) -> str:
+        """With a mark within what reads like a control token, to cut it at."""
+        return self._control.sub(lambda found: found[0][0] + _MARK + found[0][1:], text.replace(_MARK, ""))
+
+    @cached_property
+    def _control(self) -> "re.Pattern[str]":
+        texts = (text for text in self.controls if len(text) > 1)
+        return re.compile("|".join(map(re.escape, sorted(texts, key=len, reverse=True))) or "(?!)")
 
     def _plain(self, text: str) -> list[int]:
         return self._tokenize(text, continued=False, control=False)
@@ -674,6 +688,10 @@ def context_params(cells: int, settings: EngineSettings, shared: bool = True, wh
 BF16 = 30  # of ggml.h; the package has no name for it
 
 
+_TAG = re.compile(r"<[^\s<>]{1,60}>|\[/?[A-Z_]{2,60}\]")
+_MARK = "\ue000"  # of private use: it means nothing in any text
+
+
 def _cache_type(name: str | None) -> int:
     if name == "bf16":
         return BF16
@@ -916,6 +934,9 @@ class Vectors:
         return self._bounded(self._runner.framed, text)
 
     def read_pair(self, query: str, document: str) -> list[int]:
+        begin = query[: 8 * self.limit + 1024]
+        if len(begin) < len(query) and len(tokens := self._runner.pair(begin, "")) > self.limit:
+            return tokens
         return self._bounded(lambda text: self._runner.pair(query, text), document)
 
     def _bounded(self, tokens_of: Callable[[str], list[int]], text: str) -> list[int]:

@@ -18,6 +18,8 @@ from typing import IO, Any
 from mdl.engine import wire
 from mdl.errors import EngineError
 
+# Where it was and with what, as faulthandler writes it.
+_TELLS_NOTHING = re.compile(r'\s*($|File "|(Current t|T)hread 0x|Extension modules: )')
 _START = "import sys; sys.path[:] = sys.argv[1:]; from mdl.engine.worker import main; main()"
 
 # Ctrl-C in a terminal goes to the group in its foreground: the worker is in one of its own.
@@ -65,7 +67,8 @@ class Process:
 
     def death(self, status: int) -> str:
         """How it ended, in a line, with the last thing that it said."""
-        last = next((words for words in reversed(self._last_words) if words.strip()), "")
+        telling = (words for words in reversed(self._last_words) if not _TELLS_NOTHING.match(words))
+        last = next(telling, "")
         said = re.sub(r"\S*/(?=[^/\s]+:\d+:)", "", " ".join(last.split()))  # without the folders of a build
         return f"{_how(status)}: {said[:300]}" if said else _how(status)
 

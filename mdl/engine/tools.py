@@ -404,12 +404,20 @@ def _calls(form: Form, chosen: Sequence[Mapping[str, Any]], controls: Collection
     return rules
 
 
+def _object(function: Mapping[str, Any]) -> dict[str, Any]:
+    """The schema of its arguments. Raises UsageError for one that is not that of an object."""
+    schema = {"type": "object", **(function.get("parameters") or {})}
+    if schema["type"] in ("string", "number", "integer", "boolean", "array", "null"):
+        raise UsageError("its parameters have to be an object")
+    return schema
+
+
 def _rules(form: Form, number: int, function: Mapping[str, Any]) -> list[str]:
     from mdl.engine.schema import prepared
 
     head = f'{{"{form.name}": {json.dumps(function["name"])}, "{form.arguments}": '
     try:
-        schema = prepared(function.get("parameters") or {"type": "object"})
+        schema = prepared(_object(function))
     except UsageError as error:
         raise UsageError(f"the tool {function['name']}: {error.message}", error.hint) from None
     return [

@@ -6,6 +6,7 @@ It ends when its standard input does, by the hand of the thread that reads it, e
 import faulthandler
 import json
 import os
+import re
 import signal
 import threading
 import traceback
@@ -21,7 +22,16 @@ from mdl.engine import wire
 from mdl.engine.answer import Answer
 from mdl.engine.embedding import Embeddings
 from mdl.engine.prefix import Copy, Cut, Own, Shared
-from mdl.engine.request import Chat, Completion, EngineFiles, EngineSettings, Format, Logprob, Sampling
+from mdl.engine.request import (
+    Chat,
+    Completion,
+    EngineFiles,
+    EngineSettings,
+    Format,
+    Logprob,
+    Sampling,
+    ToolCall,
+)
 from mdl.engine.scheduler import Scheduler
 from mdl.engine.sequence import Sequence
 from mdl.engine.template import (
@@ -180,8 +190,7 @@ class Worker:
     def chat(self, request: int, asked: Any) -> None:
         chat = wire.unpack(Chat, asked)
         with _about("messages"):
-            # Megabytes would hold up the answers of others for seconds, to be refused in the end.
-            self.check_length(self.runner.fewest_tokens(_characters(chat)), "at least ")
+            self.check_size(chat)
             prompt = self.render(request, chat)
             tokens = self.runner.tokenize(prompt.pieces)
             with _about("tools"):
@@ -189,7 +198,8 @@ class Worker:
             self.start(request, tokens, self.answer(chat, prompt), chat.sampling, format=form)
 
     def writing(self, source: str) -> Writing:
-        return Writing(Template(source, self.runner.controls, self.runner.named), form_of(source))
+        texts = {*self.runner.controls, *self.runner.tags}
+        return Writing(Template(source, texts, self.runner.named), form_of(source))
 
     def of(self, chat: Chat) -> Writing:
         """The model's own, or that of the template that the request brings."""
@@ -211,7 +221,9 @@ class Worker:
     def form(self, chat: Chat) -> Format | None:
         """What the answer is held to. Raises what `tools.open_grammar` does."""
         controls, parallel, calls = self.runner.controls, chat.parallel_calls, self.of(chat).calls
-        thoughts = tuple(start for start, _ in REASONING_TAGS) if chat.thinking else ()
+        thoughts = self.thoughts(chat)
+        if chat.continues and chat.messages[-1].content and (chat.format or chat.must_call):
+            raise UsageError("an answer that was begun cannot be held to a form", field="format")
         if chat.must_call:
             # JSON is what the text has to be, of which there is none then; a grammar would be for all of it.
             if chat.format is not None and chat.format.kind not in ("json", "schema"):
@@ -221,9 +233,18 @@ class Worker:
             return grammar(calls, chat.tools, chat.only, parallel, controls, thoughts)
         strict = any(tool["function"].get("strict") for tool in chat.tools)
         is_json = chat.format is not None and chat.format.kind in ("json", "schema")
-        if strict or (chat.tools and chat.format) or (thoughts and is_json):
+        # Calls of a form that is known are held to it even where nothing has to be called: models misspell.
+        if strict or (chat.tools and (calls or chat.format)) or (thoughts and is_json):
             return open_grammar(calls, chat.tools, parallel, controls, chat.format, thoughts)
         return chat.format
+
+    def thoughts(self, chat: Chat) -> tuple[str, ...]:
+        """The tags that reasoning before the answer may begin with: those of the template, unless the request
+        decides."""
+        if chat.thinking is False:
+            return ()
+        source = self.of(chat).template.source
+        return tuple(start for start, _ in REASONING_TAGS if chat.thinking or start in source)
 
     def completion(self, request: int, asked: Any) -> None:
         with _about("prompt"):
@@ -310,7 +331,7 @@ class Worker:
 
     def prompt(self, request: int, asked: Any) -> None:
         chat = wire.unpack(Chat, asked)
-        self.check_length(self.runner.fewest_tokens(_characters(chat)), "at least ")
+        self.check_size(chat)
         prompt = self.render(request, chat)
         self.pipes.send(id=request, result=self.runner.tokenize(prompt.pieces))
 
@@ -329,6 +350,12 @@ class Worker:
 
     def rank(self, *_: Any) -> None:
         raise UnsupportedModel("this model writes answers: it was not made to rank", hint="name a reranker")
+
+    def check_size(self, chat: Chat) -> None:
+        """Raises TooLong for what cannot fit. Megabytes would hold up the answers of others for seconds, to be
+        refused in the end; and each message and each call takes a token at least."""
+        turns = len(chat.messages) + sum(1 for _ in _calls(chat))
+        self.check_length(max(turns, self.runner.fewest_tokens(_characters(chat))), "at least ")
 
     def check_length(self, prompt: int, about: str = "") -> None:
         """Raises TooLong for a prompt of so many tokens that no answer would have room behind it."""
@@ -531,7 +558,17 @@ _MADE_FOR = {
 def _characters(chat: Chat) -> int:
     """Of what templates write into the prompt; reasoning, which many leave out, is not counted."""
     said = sum(len(message.content) for message in chat.messages)
-    return said + (len(json.dumps(chat.tools, ensure_ascii=False)) if chat.tools else 0)
+    called = sum(len(call.name) + _shortest(call.arguments) for call in _calls(chat))
+    return said + called + (len(json.dumps(chat.tools, ensure_ascii=False)) if chat.tools else 0)
+
+
+def _shortest(arguments: str) -> int:
+    """Characters of JSON as templates may write it anew: without white space, and nothing by its number."""
+    return len(re.sub(r"\\u[0-9a-fA-F]{4}|\s+", "x", arguments)) // 2
+
+
+def _calls(chat: Chat) -> Iterator[ToolCall]:
+    return (call for message in chat.messages for call in message.tool_calls)
 
 
 @contextmanager
