@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent / "mdl"
 ALLOWED = {
     "__init__": set(),
     "__main__": {"cli", "complete"},
-    "complete": {"catalog", "config", "profilefile", "reference", "settings", "store"},
+    "complete": {"catalog", "checkpoints", "config", "profilefile", "reference", "settings", "store"},
     "cli": {
         "importing",
         "catalog",

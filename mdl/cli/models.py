@@ -155,8 +155,10 @@ def list_models(
 ) -> None:
     """The models on this machine.
 
-    mdl list --adapters shows for which model each adapter was made, mdl list --checkpoints what training left
-    in the configured folders: RUN:NAME, RUN@STEP and RUN@latest are names for all commands.
+    \b
+    mdl list --versions --filter 'size>1GB'   a line for each version
+    mdl list --adapters                       with the model that each adapter was made for
+    mdl list --checkpoints                    what training left: RUN:NAME, RUN@STEP and RUN@latest are names
     """
     from mdl import documents, listing
 
