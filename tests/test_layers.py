@@ -13,6 +13,7 @@ ALLOWED = {
     "__main__": {"cli", "complete"},
     "complete": {"catalog", "checkpoints", "config", "profilefile", "reference", "settings", "store"},
     "cli": {
+        *("configfile", "settings"),
         "importing",
         "catalog",
         "estimate",
