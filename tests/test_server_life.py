@@ -26,7 +26,9 @@ from mdl.library import Library
 from mdl.model import Model
 from mdl.profiles import Profile
 from mdl.server.names import Held
+from mdl.server.options import ServeOptions
 from mdl.server.pool import Bounds, Pool
+from mdl.server.run import listen
 from mdl.weights import Weights, identify
 
 WEIGHTS = identify(DEMO)
@@ -60,6 +62,14 @@ def refused(home: Path, **options: Any) -> tuple[int, str]:
         log = server.log.read_text()
         assert "Traceback" not in log
         return status, log.splitlines()[-1]
+
+
+def test_what_is_sent_does_not_wait_for_what_was_sent_before() -> None:
+    """Else each piece of a stream is 40 ms late."""
+    with listen(ServeOptions(port=0)) as listening, socket.create_connection(listening.getsockname()):
+        accepted, _ = listening.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 # Loading
