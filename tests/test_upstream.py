@@ -269,6 +269,13 @@ def test_events_are_the_same_however_their_bytes_come(texts: list[str], chance: 
     assert list(events.data(pieces)) == [f"{text}\ny".encode() for text in texts]
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_events_are_the_same_wherever_they_are_cut(end: str) -> None:
+    lines = f"data: a{end}data:b{end}{end}: comment{end}data: c{end}{end}".encode()
+    for cut in range(len(lines)):
+        assert list(events.data([lines[:cut], lines[cut:], b"\n"])) == [b"a\nb", b"c"]
+
+
 @pytest.mark.parametrize("piece", [b"x" * 65536, b"data: " + b"x" * 65536 + b"\n"])
 def test_an_event_without_an_end_is_given_up(piece: bytes) -> None:
     taken = 0
