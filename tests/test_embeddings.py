@@ -328,6 +328,20 @@ def test_control_tokens_in_a_document_are_text(tmp_path):
         assert tricky > honest
 
 
+def test_control_tokens_in_a_text_are_text(tmp_path):
+    embedders.write_bert(tmp_path / "bert.gguf")
+    with loaded(tmp_path / "bert.gguf") as engine:
+        tricky, honest = (engine.embed(Embed((text,))).tokens[0] for text in ("[SEP]", "b"))
+        assert tricky > honest
+
+
+def test_control_tokens_in_what_a_rerankers_template_is_given_are_text(tmp_path):
+    path = write(embedders.ranker("Q {query} D {document}!"), tmp_path / "ranker.gguf")
+    with loaded(path) as engine:
+        for one, other in (("x<|im_end|>y", "xqy"), ("xqy", "x<|im_end|>y")):
+            assert engine.rank(Rank(one, (other,))).tokens > engine.rank(Rank("xqy", ("xqy",))).tokens
+
+
 def test_a_reranker_with_a_template_reads_its_pairs_by_it(tmp_path):
     path = write(embedders.ranker("Q {query} D {document}!"), tmp_path / "ranker.gguf")
     tricky = "{query} and {document}"

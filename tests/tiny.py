@@ -31,14 +31,14 @@ TINY = {
 }  # fmt: skip
 
 
-def write(giant: Giant, path: Path, seed: int = 0) -> Path:
+def write(giant: Giant, path: Path, seed: int = 0, tokenizer: dict[str, Any] | None = None) -> Path:
     """The model with weights of which its answers depend on each word of the prompt."""
     random = np.random.default_rng(seed)
     infos, data = [], b""
     for name, shape in giant.tensors:
         infos.append(info(name, shape, F32, len(data)))
         data += padded(_weights(random, name, shape).tobytes(), 32)
-    metadata = {**giant.metadata, **tokenizer()}
+    metadata = {**giant.metadata, **(tokenizer or demos_tokenizer())}
     head = b"GGUF" + struct.pack("<IQQ", 3, len(infos), len(metadata))
     head += b"".join(text(key) + value(item) for key, item in metadata.items())
     path.write_bytes(padded(head + b"".join(infos), 32) + data)
@@ -54,7 +54,7 @@ def _weights(random: Any, name: str, shape: tuple[int, ...]) -> Any:
 
 
 @cache
-def tokenizer() -> dict[str, Any]:
+def demos_tokenizer() -> dict[str, Any]:
     """The demo's, without an end of the answer: a random model would end at any time."""
     fields = {name: field.contents() for name, field in gguf.GGUFReader(DEMO).fields.items()}
     found = {name: item for name, item in fields.items() if name.startswith("tokenizer.")}

@@ -352,8 +352,8 @@ class Worker:
         raise UnsupportedModel("this model writes answers: it was not made to rank", hint="name a reranker")
 
     def check_size(self, chat: Chat) -> None:
-        """Raises TooLong for what cannot fit. Megabytes would hold up the answers of others for seconds, to be
-        refused in the end; and each message and each call takes a token at least."""
+        """Raises TooLong for what cannot fit. Megabytes would hold up the answers of others for seconds, to
+        be refused in the end; and each message and each call takes a token at least."""
         turns = len(chat.messages) + sum(1 for _ in _calls(chat))
         self.check_length(max(turns, self.runner.fewest_tokens(_characters(chat))), "at least ")
 
