@@ -329,7 +329,7 @@ def test_control_tokens_in_a_document_are_text(tmp_path):
 
 
 def test_control_tokens_in_a_text_are_text(tmp_path):
-    embedders.write_bert(tmp_path / "bert.gguf")
+    embedders.write_bert(tmp_path / "bert.gguf", MEAN)
     with loaded(tmp_path / "bert.gguf") as engine:
         tricky, honest = (engine.embed(Embed((text,))).tokens[0] for text in ("[SEP]", "b"))
         assert tricky > honest

@@ -79,7 +79,7 @@ def test_what_cannot_fit_is_refused_before_it_is_written(engine, messages):
 
 
 def with_tags(folder: Path, kind: int) -> Path:
-    """A model in whose vocabulary tags are tokens: of type 3 (control), or 4 (defined by a user, as Qwen's)."""
+    """A model in whose vocabulary tags are tokens: of type 3 (control), or 4 (a user's, as Qwen's are)."""
     fields = tiny.demos_tokenizer()
     tokens, kinds = list(vocabulary("tokens")), list(vocabulary("token_type"))
     for place, tag in enumerate(("<tool_call>", "</tool_call>", "<think>", "</think>"), 2040):
