@@ -134,8 +134,17 @@ def _is_called(part: Part, model: Model) -> bool:
     if _is_pattern(part.value):
         pattern = part.value.casefold()
         return any(fnmatchcase(name.casefold(), pattern) for name in _spellings(model.reference))
-    wanted = Reference.parse(part.value)
-    return any(_same(wanted, known) for known in _named(model.reference))
+    known = _named(model.reference)
+    return any(_same(wanted, name) for wanted in _meant(part.value) for name in known)
+
+
+def _meant(text: str) -> list[Reference]:
+    """What a name says, and what it is short for in the catalog."""
+    from mdl.catalog import catalog
+
+    entry = catalog().find(text)
+    more = [entry.reference] if entry is not None and entry.reference is not None else []
+    return [Reference.parse(text), *more]
 
 
 def _same(wanted: Reference, known: Reference) -> bool:

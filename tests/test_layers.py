@@ -174,7 +174,7 @@ ALLOWED = {
         "verification",
     },
     "listing": {"model"},
-    "matching": {"model", "reference", "weights"},
+    "matching": {"catalog", "model", "reference", "weights"},
     "profiletext": {"engine", "header", "matching", "parameters", "profiles"},
     "profilefile": {
         *("config", "matching", "model", "profiles", "profiletext", "reference", "refreshing", "settings"),

@@ -372,6 +372,24 @@ def test_a_profile_may_name_a_file_that_clients_cannot(tmp_path: Path, place: Ca
         assert server.chat(model=str(file))[0] == 404
 
 
+def test_a_profile_may_be_for_a_model_of_the_catalog_by_its_short_name(
+    tmp_path: Path, place: Callable[..., Path]
+) -> None:
+    folder = tmp_path / "home" / "models" / "huggingface.co" / "Qwen" / "Qwen3-0.6B-GGUF" / "Q8_0"
+    folder.mkdir(parents=True)
+    (folder / "x.gguf").write_bytes(DEMO.read_bytes())
+    place(mine='names = ["gpt-4"]\nmodels = ["qwen3:0.6b"]\nsystem = "Hi"')
+    library = Library(Settings(tmp_path / "home"))
+    assert library.here("gpt-4").folder == folder
+    assert "the profile mine" in applied(library, "gpt-4", "gpt-4")
+
+
+def test_a_name_may_stand_for_a_model_that_others_run(cached: Library, place: Callable[..., Path]) -> None:
+    place(mine='names = ["gpt-4"]\nmodels = ["org/not-here", "openai://localhost:1/v1/big"]\nsystem = "Hi"')
+    assert cached.here("gpt-4").is_api
+    assert "the profile mine" in applied(cached, "gpt-4", "gpt-4")
+
+
 # D6: names
 
 
