@@ -93,6 +93,28 @@ def test_what_nobody_waits_for_any_more_can_be_stopped(models: list[Model], forc
     run(test, idle_seconds=None)
 
 
+def test_who_waits_for_a_model_that_is_stopped_while_it_loads_is_told_to_come_back(
+    models: list[Model],
+) -> None:
+    async def waits(pool: Pool) -> None:
+        async with pool.borrow(models[0]):
+            raise AssertionError("it was stopped")
+
+    async def test(pool: Pool) -> None:
+        waiting = asyncio.create_task(waits(pool))
+        await asyncio.sleep(0.1)
+        assert await pool.stop(models[0], force=True)
+        with pytest.raises(Busy, match="stopped while it loaded"):
+            await waiting
+        waiting = asyncio.create_task(waits(pool))
+        await asyncio.sleep(0.1)
+        await pool.close()
+        with pytest.raises(Busy, match="the server is ending"):
+            await waiting
+
+    run(test)
+
+
 @pytest.mark.parametrize("how", [{"bounds": 0.0}, {"keep_alive": 0.0}])
 def test_what_is_not_to_stay_goes_when_it_has_been_loaded(models: list[Model], how: dict[str, float]) -> None:
     async def test(pool: Pool) -> None:

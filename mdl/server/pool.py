@@ -202,9 +202,13 @@ class Pool:
             await self._in_thread(lambda: entry.engine.load(held.files, _settings(entry)))
             entry.loaded = await self._in_thread(entry.engine.ready)
         except Exception as error:
-            if isinstance(error, MdlError) and not (isinstance(error, Busy) or entry.leaving):
+            stopped = entry.ending is not None
+            if isinstance(error, MdlError) and not (isinstance(error, Busy) or stopped):
                 self._failed[at] = monotonic(), error
             await self._end(at, entry)
+            if stopped:
+                what = "the server is ending" if self._closed else "the model was stopped while it loaded"
+                raise Busy(what, "try again in a while") from None
             raise
         self._settle(at, entry)
 
