@@ -320,7 +320,7 @@ def _recorded(folder: Path) -> Model | None:
 
     try:
         return from_document(tomllib.loads((folder / METADATA_NAME).read_text()), folder)
-    except (OSError, MdlError, UnicodeDecodeError, tomllib.TOMLDecodeError):
+    except (OSError, MdlError, ValueError):
         return None
 
 

@@ -101,7 +101,7 @@ class Importer:
         """A version as mdl wrote it."""
         try:
             model = from_document(tomllib.loads(mark.read_text(encoding="utf-8")), mark.parent)
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        except (OSError, ValueError) as error:
             raise IntegrityError(f"{mark} is unreadable: {show(str(error), 200)}") from None
         if any(file.sha256 is None for file in model.files):
             raise IntegrityError(
@@ -126,7 +126,8 @@ class Importer:
         if isinstance(weights, Refusal):
             raise weights.error()
         files, sources = _files(found)
-        quantization = weights.facts.quantization if weights.format == "gguf" else None
+        quantization = quantization_of(weights.first.name) or weights.facts.quantization
+        quantization = quantization if weights.format == "gguf" else None
         plain = version if version and re.fullmatch(PLAIN, version) else None
         name = plain_name(_without(quantization, base))
         reference = self._named(Reference("short", "", name), plain or quantization or ONLY)
@@ -346,10 +347,9 @@ def _files(model: Model) -> tuple[tuple[File, ...], tuple[Path, ...]]:
 
 def _without(quantization: str | None, base: str) -> str:
     """A name without the quantization at its end, which is the version's."""
-    said = quantization_of(f"{base}.gguf") or quantization
-    if not said:
+    if not quantization:
         return base
-    loose = re.escape(said).replace("_", "[-_.]")
+    loose = re.escape(quantization).replace("_", "[-_.]")
     return re.sub(rf"(?i)[-_.]{loose}$", "", base) or base
 
 

@@ -90,7 +90,7 @@ def parse(text: str, title: str, source: str, folder: Path, *, shipped: bool = F
 
     try:
         document = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{source} is not valid TOML: {error}"[:500], hint="mend it") from None
     version = document.pop("version", VERSION)
     if version != VERSION:

@@ -531,7 +531,7 @@ class Store:
         reference = self._reference(place)
         try:
             model = from_document(tomllib.loads(place.mark.read_text()), folder)
-        except (MdlError, OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        except (MdlError, OSError, ValueError) as error:
             return Model(
                 reference, folder, (), problem=f"its .metadata is unreadable: {show(str(error), 200)}"
             )
@@ -911,7 +911,7 @@ def _files_in(folder: int) -> tuple[File, ...]:
     with os.fdopen(os.open(METADATA_NAME, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=folder), "rb") as file:
         try:
             return from_document(tomllib.load(file), Path(METADATA_NAME)).files
-        except (MdlError, UnicodeDecodeError, tomllib.TOMLDecodeError):
+        except (MdlError, ValueError):
             return ()
 
 

@@ -181,7 +181,14 @@ def test_metadata_cut_at_every_byte_flag_one_model_and_no_other(store: Store) ->
 
 @pytest.mark.parametrize(
     "garbage",
-    [b"\x00\xff", b"schema = 99\n", b"schema = 'x'\n", b"reference = []\nschema = 1\n", b"a" * 100_000],
+    [
+        b"schema = " + b"9" * 5000,
+        b"\x00\xff",
+        b"schema = 99\n",
+        b"schema = 'x'\n",
+        b"reference = []\nschema = 1\n",
+        b"a" * 100_000,
+    ],
 )
 def test_unreadable_metadata_are_a_problem_of_that_model(store: Store, garbage: bytes) -> None:
     model = add(store, "o/a:1")
