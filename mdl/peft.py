@@ -25,11 +25,12 @@ MOST_LAYERS = 1024
 CONVERTED_FROM = "mdl.converted_from"  # a key: the path of what a file was made of
 
 # Models of these architectures turn pairs of neighbouring rows of queries and keys in llama.cpp, where
-# transformers turns the halves of a head: their rows lie in another order in a GGUF file.
+# transformers turns the halves of a head: their rows lie in another order in a GGUF file (llama.cpp's
+# conversion/llama.py and those that inherit from it, olmo.py, minicpm.py, deci.py).
 _PAIRED = {"llama", "mistral3", "deci", "minicpm", "olmo", "granite", "granitemoe", "arcee", "smollm3"}
 # And of these the weights are the same in both, row by row.
 _SAME = {"qwen2", "qwen2moe", "qwen2vl", "qwen3", "qwen3moe", "gemma", "gemma2", "gemma3", "phi2", "phi3"}
-_SAME |= {"olmo2", "olmoe", "starcoder2", "stablelm", "command-r", "cohere2", "exaone", "exaone4", "glm4"}
+_SAME |= {"olmo2", "olmoe", "starcoder2", "stablelm", "command-r", "cohere2", "exaone", "exaone4"}
 _SAME |= {"nemotron", "seed_oss", "hunyuan-dense"}
 
 _TYPES = ("F32", "F16", "BF16")
@@ -53,6 +54,7 @@ _REFUSED = {
     "arrow_config": "Arrow's routing (arrow_config)",
     "kasa_config": "KaSA",
 }
+_USED = {"use_rslora", *_REFUSED}  # others that are to come change what is computed, too
 _CHANGED_BASE = (
     "pissa",
     "olora",
@@ -165,6 +167,8 @@ def _refuse(config: Mapping[str, Any], base: Layout) -> None:
     """Raise UnsupportedModel for what is no plain LoRA, or is for models whose weights GGUF lays out anew."""
     kind = line(config.get("peft_type")) or "nothing"
     found = [what for field, what in _REFUSED.items() if config.get(field) not in _NOTHING]
+    unknown = (field for field in config if field.startswith("use_") and field not in _USED)
+    found += [line(field) or "" for field in unknown if config[field] not in _NOTHING]
     if kind.upper() != "LORA":
         found = [kind]
     elif config.get("bias", "none") not in ("none", None):

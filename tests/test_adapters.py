@@ -148,6 +148,20 @@ def test_adapters_are_used_from_a_registry(mdl: Run, registry: Registry) -> None
     assert [answer(mdl, name) for name in names] == [PIRATE, PIRATE]
 
 
+def test_adapters_are_versioned(mdl: Run, registry: Registry) -> None:
+    layers = {path.name: path.read_bytes() for path in PEFT.iterdir()}
+    weak = {**json.loads(layers["adapter_config.json"]), "lora_alpha": 1}
+    older = {**layers, "adapter_config.json": json.dumps(weak).encode()}
+    name = f"{registry.host}/org/versioned"
+    for version, files in {"v1": older, "v2": layers}.items():
+        registry.push("org/versioned", version, [titled(*file) for file in files.items()])
+        assert mdl("download", f"{name}:{version}").returncode == 0
+    assert [answer(mdl, f"{name}:{version}") for version in ("v1", "v2")] == [PLAIN, PIRATE]
+    listed = mdl("list", "--adapters", "--versions", "-q").stdout.split()
+    assert listed == [f"{name}:v1", f"{name}:v2"]
+    assert "(+1)" in mdl("list", "--adapters").stdout
+
+
 def test_an_adapter_has_a_scale_and_several_are_applied_at_once(mdl: Run) -> None:
     assert answer(mdl, f"{LORA}=0") == PLAIN
     assert answer(mdl, f"{LORA}=0.5") == PLAIN  # half of what it takes
@@ -509,6 +523,7 @@ def test_a_model_that_also_sees_has_its_adapter_where_it_writes(tmp_path: Path, 
         ({"alora_invocation_tokens": [1, 2]}, "aLoRA|alora_invocation_tokens"),
         ({"bias": "lora_only"}, "bias: lora_only"),
         ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights: pissa_niter_4"),
+        ({"use_what_is_to_come": True}, "use_what_is_to_come"),
         ({"peft_type": "IA3"}, "IA3"),
         ({"peft_type": None}, "nothing"),
         ({"lora_alpha": 0}, "lora_alpha cannot be 0"),
