@@ -18,8 +18,8 @@ from tiny import DEMO
 from mdl import layers, modeljson
 from mdl.errors import MdlError, NotFound, UnsupportedModel, UsageError
 from mdl.library import Library
-from mdl.model import Model
 from mdl.modeljson import STATES, Card, parse
+from mdl.store import Store
 
 Q4, Q8 = weights({"general.name": "small"}), weights({"general.name": "large"})
 PROJECTOR = make({"general.architecture": "clip", "general.type": "mmproj", "clip.has_vision_encoder": True})
@@ -32,7 +32,8 @@ EXAMPLE = """
   "state": "to_download", "format": "GGUF",
   "settings": {"ctx_len": "1024", "ngl": "0",},
   "parameters": {"temperature": "0.5", "top_k": 7, "stop": ["END"], "n_parallel": 2},
-  "metadata": {"engine": "llamacpp", "quantization": "Q8_0", "binaries": ["demo-Q8_0.gguf"], "size": "3972544"},
+  "metadata": {"engine": "llamacpp", "quantization": "Q8_0", "binaries": ["demo-Q8_0.gguf"],
+               "size": "3972544"},
   "assets": ["./cover.png"],
 }
 """
@@ -393,7 +394,7 @@ def test_a_source_url_that_is_none_is_an_error(library: Library, source: str) ->
     put(library, "odd/model.json", {"source_url": source})
     assert len(library.list()) == 1
     with pytest.raises((UsageError, UnsupportedModel, NotFound)):
-        library.download("odd")
+        library.weights(library.download("odd"))
 
 
 def test_what_is_only_json_is_inspected_and_removed(mdl: Mdl, tmp_path: Path) -> None:  # noqa: F811
@@ -487,19 +488,11 @@ def test_a_changed_folder_is_looked_at_again(library: Library) -> None:
     assert [model.state for model in library.list()] == ["unsupported"]
 
 
-def test_a_hundred_models_with_a_json_are_read_once(
-    library: Library, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_hundred_models_with_a_json_are_read_once(library: Library) -> None:
     for number in range(100):
         put(library, f"m{number}/m.gguf", Q4)
         put(library, f"m{number}/model.json", {})
     first = library.list()
     looked: list[Path] = []
-
-    def describe(path: Path) -> Model:
-        looked.append(path)
-        raise AssertionError
-
-    monkeypatch.setattr(library.store, "_describe", describe)
-    assert library.list() == first
+    assert Store(library.store.root, lambda path: looked.append(path)).models() == first
     assert looked == []
