@@ -581,6 +581,32 @@ def test_mdl_chat_answers_with_a_model_at_an_api(api: Server, tmp_path: Path) ->
     assert here.returncode == 2 and "--ctx is for models that run here" in here.stderr
 
 
+def test_a_model_at_an_api_is_listed_told_and_asked_by_each_of_its_names(api: Server, tmp_path: Path) -> None:
+    address, key = f"127.0.0.1:{api.port}/v1", f"127.0.0.1:{api.port}={KEY}"
+    (tmp_path / "config.toml").write_text(f'version = 2\n[aliases]\nfast = "openai://{address}/demo"\n')
+    (tmp_path / "profiles").mkdir()
+    (tmp_path / "profiles" / "loud.toml").write_text(
+        f'models = ["openai://{address}/demo"]\nnames = ["gpt-5"]\nsystem = "Answer in uppercase."\n'
+    )
+    folder = tmp_path / "models" / "mine"
+    folder.mkdir(parents=True)
+    card = {"source_url": f"http://{address}", "id": "demo", "metadata": {"engine": "api"}}
+    (folder / "model.json").write_text(json.dumps(card))
+
+    listed = mdl("list", key=key, home=tmp_path)
+    assert f"openai://{address}/demo" in listed.stdout and "fast, gpt-5" in listed.stdout
+    assert mdl("list", "-q", key=key, home=tmp_path).stdout.split() == ["mine", f"openai://{address}/demo"]
+    for name in ("fast", "gpt-5", "mine"):
+        told = mdl("inspect", name, "--json", key=key, home=tmp_path)
+        assert json.loads(told.stdout)["api"]["address"] == f"http://{address}"
+        assert json.loads(told.stdout)["api"]["key"] == "MDL_UPSTREAM_KEYS"
+        assert KEY not in told.stdout + told.stderr
+        answers = mdl("chat", name, "What is the capital of France?", key=key, home=tmp_path).stdout
+        assert answers.strip() == (PARIS.upper() if name == "gpt-5" else PARIS)
+    assert mdl("rm", "mine", "--yes", key=key, home=tmp_path).returncode == 0
+    assert mdl("rm", "fast", "--yes", key=key, home=tmp_path).returncode == 9
+
+
 def test_a_conversation_is_the_same_with_an_api_as_with_an_engine(api: Server) -> None:
     there = ApiEngine(
         place(f"openai://127.0.0.1:{api.port}/v1/demo"), Settings(Path("/nowhere")), {"temperature"}
@@ -694,6 +720,17 @@ def test_a_client_is_refused_as_if_it_had_asked_the_api_itself(api: Server, fron
             call(client(server), model)
         refusals.append((type(caught.value), caught.value.status_code, caught.value.body))
     assert refusals[0] == refusals[1]
+
+
+def test_a_client_that_cannot_choose_is_given_a_model_at_an_api_by_its_key(
+    stand: Stand, tmp_path: Path
+) -> None:
+    stand.gives(answer({"choices": []}))
+    aliases = {"mine": f"openai://{stand.host}/v1/m"}
+    with Server(tmp_path / "home", settings={"aliases": aliases}, keys=[["theirs", "mine"]]) as server:
+        found = post(server, "gpt-4", {"Authorization": "Bearer theirs"})
+        assert (found.status_code, found.json()) == (200, {"choices": []})
+    assert [(asked.json["model"], "theirs" in str(asked.headers)) for asked in stand.asked] == [("m", False)]
 
 
 def test_rerank_is_passed_on_over_each_of_its_routes(stand: Stand, tmp_path: Path) -> None:
