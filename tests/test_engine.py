@@ -660,6 +660,18 @@ def test_a_template_without_end_is_stopped_and_named(source):
         assert engine.render(ask("good")) == "good"
 
 
+def test_who_asks_beside_a_template_without_end_is_told_that_it_was_another_s():
+    switch = "{% if messages[0].content == 'bad' %}" + POWER + "{% endif %}{{ messages[0].content }}"
+    heard = SimpleQueue()
+    with with_template(switch) as engine:
+        engine.ready(30)
+        engine.submit(ask("bad"), lambda _: None)
+        engine.submit(ask("good"), heard.put)
+        error = heard.get(timeout=20)
+    assert isinstance(error, EngineError)
+    assert error.message == "the engine was ended: another request's chat template took too long"
+
+
 @pytest.mark.parametrize(
     ("source", "kind", "said"),
     [
@@ -680,6 +692,17 @@ def test_a_template_that_fails_costs_the_request_and_not_the_worker(source, kind
 
 
 # Workers that die
+
+
+def test_the_cause_of_a_death_is_told_and_not_where_python_was(monkeypatch):
+    monkeypatch.setenv("PYTHONFAULTHANDLER", "1")
+    heard = SimpleQueue()
+    with Engine() as engine:
+        engine.load(EngineFiles(DEMO))
+        engine.ready(30)
+        engine.submit(ask("x", sampling=Sampling(max_tokens=1500, ignore_eos=True)), heard.put)
+        os.kill(engine.pid, signal.SIGABRT)
+        assert until_error(heard).message.endswith(": Fatal Python error: Aborted")
 
 
 def until_error(heard):
