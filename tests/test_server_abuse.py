@@ -19,6 +19,7 @@ from mdl.server import chat
 from mdl.server.body import parse
 
 HUGE = 10**400
+STOP = "/mdl/engines/stop"
 
 
 @pytest.fixture(scope="module")
@@ -52,9 +53,9 @@ def raw(server: Server, data: bytes) -> Iterator[socket.socket]:
         yield connection
 
 
-def head(length: int | None = None, *lines: str) -> bytes:
+def head(length: int | None = None, *lines: str, path: str = CHAT) -> bytes:
     size = [] if length is None else [f"Content-Length: {length}"]
-    return "\r\n".join([f"POST {CHAT} HTTP/1.1", "Host: localhost", *size, *lines, "", ""]).encode()
+    return "\r\n".join([f"POST {path} HTTP/1.1", "Host: localhost", *size, *lines, "", ""]).encode()
 
 
 def endless(**fields: Any) -> bytes:
@@ -430,6 +431,17 @@ def test_a_body_that_comes_slowly_is_given_up(server: Server) -> None:
     assert time.monotonic() - began < 3
 
 
+def test_those_who_send_slowly_shut_nobody_out(server: Server) -> None:
+    held = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(20)]
+    try:
+        for connection in held:
+            connection.sendall(head(100) + b"{")
+        assert text(server.chat()[1]) == "The capital of France is Paris."
+    finally:
+        for connection in held:
+            connection.close()
+
+
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_does_not_read_is_cut(server: Server, stream: bool) -> None:
     body = endless(stream=True) if stream else b"{"
@@ -472,9 +484,27 @@ def test_a_client_that_vanishes_frees_its_slots_within_a_second(
     assert time.monotonic() - start < 1
 
 
-def test_a_client_that_vanishes_before_its_body_is_whole_is_no_error(server: Server) -> None:
-    with raw(server, head(1000) + b'{"mod'):
+@pytest.mark.parametrize("path", [CHAT, "/tokenize", STOP, "/v1/models", "/v1/models/demo/start"])
+def test_a_client_that_vanishes_before_its_body_is_whole_is_no_error(server: Server, path: str) -> None:
+    gone = f"POST {path} gone "
+    before = server.log.read_text().count(gone)
+    with raw(server, head(1000, path=path) + b'{"mod'):
         time.sleep(0.05)
+    wait_until(lambda: server.log.read_text().count(gone) > before)
+    assert "Traceback" not in server.log.read_text()
+
+
+def test_a_client_that_vanishes_while_it_waits_for_an_engine_to_stop_is_not_waited_for(
+    server: Server,
+) -> None:
+    body, stop = endless(n=8), b'{"model": "endless"}'  # four seconds
+    gone = f"POST {STOP} gone "
+    before = server.log.read_text().count(gone)
+    with raw(server, head(len(body)) + body):
+        wait_until(lambda: server.ask("GET", "/mdl/engines")[1]["engines"][-1]["requests"])
+        with raw(server, head(len(stop), path=STOP) + stop):
+            time.sleep(0.05)
+        wait_until(lambda: server.log.read_text().count(gone) > before)
 
 
 def test_a_full_queue_says_when_to_come_back(server: Server) -> None:
@@ -488,6 +518,7 @@ def test_a_full_queue_says_when_to_come_back(server: Server) -> None:
         assert (status, answer["error"]["code"]) == (503, "overloaded")
         assert int(headers["Retry-After"]) > 0
         assert server.ask("GET", "/healthz")[0] == 200
+        assert server.ask("POST", STOP, b'{"model": "demo"}')[0] in (200, 404)  # loaded or not
     finally:
         for connection in held:
             connection.close()

@@ -23,7 +23,8 @@ DEEPEST = 100  # levels: whoever passes a value on goes down them one by one
 @dataclass(slots=True)
 class Room:
     """What all requests in flight take up: past the limits, the next one is told to come back. A request that
-    wants several answers takes the place of as many."""
+    wants several answers takes the place of as many. One whose body is on its way takes none, or those who
+    send slowly would shut out all others; it is bounded by what it sends, and by time."""
 
     limits: Limits
     requests: int = 0
@@ -31,11 +32,8 @@ class Room:
 
     @contextmanager
     def place(self) -> "Iterator[Place]":
-        """For one request. Raises Refused (503) when all are taken."""
-        if self.requests >= self.limits.requests:
-            raise _full(f"{self.requests} requests are waiting or being answered")
+        """For one request."""
         place = Place(self)
-        self.requests += 1
         try:
             yield place
         finally:
@@ -47,7 +45,7 @@ class Room:
 class Place:
     room: Room
     size: int = 0
-    answers: int = 1
+    answers: int = 0
 
     def want(self, answers: int) -> None:
         """So many answers. Raises Refused: 400 for more than there ever is room for, 503 for more than there

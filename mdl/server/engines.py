@@ -14,6 +14,7 @@ from mdl.server.failure import Ascii
 from mdl.server.fields import Fields
 from mdl.server.pool import Entry
 from mdl.server.service import Service
+from mdl.server.stream import while_connected
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +41,10 @@ class Stop:
             name, force = fields.text("model") or "", fields.flag("force") or False
             fields.done()
             model = await self.service.names.find(name)
-            if not await self.service.pool.stop(model, force):
-                raise NotFound(f"{show(name)} is not loaded", hint="mdl ps shows what is")
-        await Ascii({"schema": 1, "stopped": name})(scope, receive, send)
+            async with while_connected(receive):
+                if not await self.service.pool.stop(model, force):
+                    raise NotFound(f"{show(name)} is not loaded", hint="mdl ps shows what is")
+                await Ascii({"schema": 1, "stopped": name})(scope, receive, send)
 
 
 def document(entry: Entry) -> dict[str, Any]:

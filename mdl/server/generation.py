@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
 from mdl.engine.request import Chat, Completion, Delta
@@ -61,13 +61,11 @@ class Generation:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         room = self.service.room
         with room.place() as place:
-            try:
-                body = await read(Request(scope, receive), place)
-                if await passed(self.service, body, scope, receive, send):
-                    return
-                asked = self.understand(body)
-            except ClientDisconnect:
+            body = await read(Request(scope, receive), place)
+            place.want(1)
+            if await passed(self.service, body, scope, receive, send):
                 return
+            asked = self.understand(body)
             place.want(asked.answers)
             name, path = self.service.names.default(given(scope) or asked.model), str(scope["path"])
             async with while_connected(receive):

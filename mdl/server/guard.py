@@ -11,6 +11,7 @@ from hmac import compare_digest
 from ipaddress import ip_address
 from time import perf_counter
 
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mdl.errors import Busy
@@ -105,6 +106,8 @@ class Journal:
 
         try:
             await self._app(scope, receive, noting)
+        except ClientDisconnect:
+            pass  # before its body was whole: nobody waits for an answer
         except asyncio.CancelledError:
             if not status:
                 await failure.response(Busy("the server is ending"))(scope, receive, noting)

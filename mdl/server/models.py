@@ -192,6 +192,7 @@ async def start(asked: Asked) -> Response:
     """POST /v1/models/{name}/start. Answers when it is loaded."""
     with asked.service.room.place() as place:
         fields = await asked.fields(place)
+        place.want(1)
         keep_alive = openai.keep_alive(fields)
         fields.done()
         model = await asked.service.names.find(asked.name)

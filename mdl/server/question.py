@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
 from mdl import engine
@@ -48,13 +48,11 @@ class Question:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         with self.service.room.place() as place:
-            try:
-                body = await read(Request(scope, receive), place)
-                if await passed(self.service, body, scope, receive, send):
-                    return
-                asked = self.understand(body)
-            except ClientDisconnect:
+            body = await read(Request(scope, receive), place)
+            place.want(1)
+            if await passed(self.service, body, scope, receive, send):
                 return
+            asked = self.understand(body)
             name = self.service.names.default(given(scope) or asked.model)
             async with while_connected(receive):
                 result = await self._result(name, str(scope["path"]), asked)
