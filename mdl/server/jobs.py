@@ -19,7 +19,7 @@ from functools import partial
 from time import monotonic, time
 from typing import TYPE_CHECKING, Literal, TypeVar
 
-from mdl.errors import MdlError, NotFound
+from mdl.errors import Busy, MdlError, NotFound
 from mdl.library import Library, Resolution, Watch
 from mdl.model import Model
 from mdl.reference import HUGGING_FACE, OLLAMA, Reference, show
@@ -189,13 +189,17 @@ class Jobs:
             raise _no_path()
         resolution = await asyncio.to_thread(self._library.resolve, text)
         reference = self._wanted(resolution)
-        if under_way := [job for job in self.all() if job.active and job.reference == reference]:
-            return under_way[0]
-        if self._closed or sum(job.active for job in self._jobs.values()) >= self._limits.jobs:
+        going_on = (job for job in self.all() if job.state in ("queued", "downloading"))
+        if same := [job for job in going_on if job.reference == reference]:
+            return same[0]
+        if self._closed:
+            raise Busy("the server is ending")
+        if sum(job.active for job in self._jobs.values()) >= self._limits.jobs:
             raise Refused("too many downloads are waiting", "try again later", status=503, code="overloaded")
         job = Job(reference)
         self._jobs[job.id] = job
         job.task = asyncio.create_task(self._run(job, text))
+        job.task.add_done_callback(partial(_never_began, job))
         return job
 
     def all(self) -> list[Job]:
@@ -294,6 +298,12 @@ class Jobs:
         for index, job in enumerate(over):
             if (job.ended or 0.0) < late or index < len(over) - self._limits.jobs:
                 del self._jobs[job.id]
+
+
+def _never_began(job: Job, _: "asyncio.Task[None]") -> None:
+    """A task that is cancelled at once does nothing at all."""
+    if job.active:
+        job.end("cancelled")
 
 
 def _no_path() -> Refused:
