@@ -21,6 +21,7 @@ from mdl.weights import Weights
 Shape = tuple[int, ...]
 STRONGEST = 1000.0  # scale, in either direction
 _ENDINGS = (".lora_a", ".lora_b")
+_NOT_COMPUTED = ("I8", "I16", "I32", "I64", "F64")  # for these llama.cpp ends the process
 
 
 class Asked(NamedTuple):
@@ -132,6 +133,10 @@ def _check_file(path: Path, base: Base) -> None:
     pairs: dict[str, Pair] = {}
     for tensor in header.tensors:
         name, ending = tensor.name[:-7], tensor.name[-7:]
+        if tensor.type in _NOT_COMPUTED or not tensor.elements:
+            raise UnsupportedModel(
+                f"its tensor {line(tensor.name)} is {_printed(tensor.shape)} {tensor.type}"
+            )
         if ending in _ENDINGS:
             side = {ending[-1]: tensor.shape}
             pairs[name] = pairs.get(name, Pair())._replace(**side)
@@ -152,6 +157,8 @@ def _check(pairs: Mapping[str, Pair], base: Base) -> None:
         rank, other, changed = a[1], b[0], (a[0], b[1], *a[2:])
         if name == "token_embd.weight":  # rows are looked up in lora_a there, not multiplied with it
             rank, other, changed = a[0], b[0], (b[1], a[1])
+            if "output.weight" not in base.tensors:  # for this llama.cpp ends the process
+                raise UnsupportedModel(f"it changes {name}, with which this model also answers")
         if rank != other:
             raise UnsupportedModel(f"its {line(name)} has rank {rank} in lora_a, {other} in lora_b")
         if changed != base.tensors[name]:

@@ -5,8 +5,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 UINT32, FLOAT32, BOOL, STRING, ARRAY, UINT64 = 4, 6, 7, 8, 9, 10
-F32, F16, Q8_0 = 0, 1, 8
-BLOCKS = {F32: (1, 4), F16: (1, 2), Q8_0: (32, 34)}  # elements, bytes
+F32, F16, Q8_0, I32 = 0, 1, 8, 26
+BLOCKS = {F32: (1, 4), F16: (1, 2), Q8_0: (32, 34), I32: (1, 4)}  # elements, bytes
 
 MODEL = {"general.architecture": "llama", "llama.context_length": 2048, "llama.block_count": 2}
 

@@ -16,6 +16,7 @@ import ggufmaker
 import numpy as np
 import peftmaker
 import pytest
+import tiny
 from hub import Hub
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -25,6 +26,8 @@ from serving import DEMO, Server, text
 
 from mdl import adapters, gguf, peft, usage
 from mdl.config import Settings
+from mdl.engine import Engine
+from mdl.engine.request import Completion, EngineFiles, EngineSettings, Logprob, Sampling
 from mdl.errors import MdlError, UnsupportedModel, UsageError
 from mdl.library import Library
 from mdl.store import Store
@@ -44,6 +47,7 @@ BASE = {
 }
 TENSORS = [
     ("token_embd.weight", (8, 16), ggufmaker.F32),
+    ("output.weight", (8, 16), ggufmaker.F32),
     ("blk.0.attn_q.weight", (8, 8), ggufmaker.F32),
     ("blk.0.attn_k.weight", (8, 4), ggufmaker.F32),
     ("blk.0.ffn_up.weight", (8, 12), ggufmaker.F32),
@@ -53,6 +57,15 @@ LORA_KEYS = {
     "general.type": "adapter",
     "adapter.type": "lora",
     "adapter.lora.alpha": 8.0,
+}
+WHERE = {
+    "self_attn.q_proj": "attn_q.",
+    "self_attn.k_proj": "attn_k.",
+    "self_attn.v_proj": "attn_v.",
+    "self_attn.o_proj": "attn_output.",
+    "mlp.gate_proj": "ffn_gate.",
+    "mlp.up_proj": "ffn_up.",
+    "mlp.down_proj": "ffn_down.",
 }
 UP = f"{LAYER}.0.mlp.up_proj"
 
@@ -266,6 +279,8 @@ def test_inspect_shows_the_base_of_an_adapter_and_its_rank(mdl: Run) -> None:
         (sides("blk.0.attn_q.weight", 8, 8)[:1], "its blk.0.attn_q.weight misses one of lora_a and lora_b"),
         ([("blk.0.x", (8, 8), ggufmaker.F32)], "its tensor blk.0.x is no part of a LoRA"),
         (sides("token_embd.weight", 2, 16), "token_embd.weight is 16 x 2 in the adapter and 8 x 16 here"),
+        ([("blk.0.attn_q.weight.lora_a", (8, 0), ggufmaker.F32)], "attn_q.weight.lora_a is 8 x 0 F32"),
+        ([("blk.0.attn_q.weight.lora_a", (8, 2), ggufmaker.I32)], "attn_q.weight.lora_a is 8 x 2 I32"),
         ([], "it changes nothing: it has no tensors"),
     ],
 )  # fmt: skip
@@ -302,6 +317,14 @@ def test_other_kinds_of_adapters_are_refused_by_name(
         adapters.fitted(
             lora(tmp_path, sides("blk.0.attn_q.weight", 8, 8), **keys), base(tmp_path / "base"), store
         )
+
+
+def test_embeddings_that_are_the_output_too_cannot_be_changed(tmp_path: Path, store: Store) -> None:
+    name, kind = "token_embd.weight", ggufmaker.F32
+    found = lora(tmp_path, [(f"{name}.lora_a", (2, 16), kind), (f"{name}.lora_b", (2, 8), kind)])
+    tied = [tensor for tensor in TENSORS if tensor[0] != "output.weight"]
+    with pytest.raises(UnsupportedModel, match="with which this model also answers"):
+        adapters.fitted(found, base(tmp_path / "base", tensors=tied), store)
 
 
 def test_an_adapter_that_fits_is_loaded_as_it_is(tmp_path: Path, store: Store) -> None:
@@ -505,6 +528,48 @@ def test_a_model_that_also_sees_has_its_adapter_where_it_writes(tmp_path: Path, 
     module = "base_model.model.model.language_model.layers.0.mlp.up_proj"
     found = weights(peftmaker.save(tmp_path / "peft", pair(module, 8, 12)))
     assert "blk.0.ffn_up.weight.lora_a" in read(adapters.fitted(found, base(tmp_path / "base"), store))
+
+
+def test_a_changed_embedding_answers_as_a_model_into_which_it_was_merged(
+    tmp_path: Path, store: Store
+) -> None:
+    path = tiny.write(tiny.TINY["dense"], tmp_path / "base.gguf")
+    random, name = np.random.default_rng(1), "base_model.model.model.embed_tokens"
+    a = random.standard_normal((4, tiny.WORDS), dtype=np.float32)
+    b = random.standard_normal((64, 4), dtype=np.float32)
+    tensors = {f"{name}.lora_embedding_A": a, f"{name}.lora_embedding_B": b}
+    found = weights(peftmaker.save(tmp_path / "peft", tensors, lora_alpha=2))
+    adapter = adapters.fitted(found, adapters.base(weights(path), "base"), store)
+    merged = shutil.copy(path, tmp_path / "merged.gguf")
+    writer.GGUFReader(merged, "r+").tensors[0].data[:] += (b @ a).T * (2 / 4)
+    assert tokens(path) != tokens(path, adapter) == tokens(merged)
+
+
+@pytest.mark.parametrize("kind", ["dense", "sliding window"])
+def test_every_matrix_of_a_layer_can_be_changed(tmp_path: Path, store: Store, kind: str) -> None:
+    path = tiny.write(tiny.TINY[kind], tmp_path / "base.gguf")
+    base = adapters.base(weights(path), kind)
+    tensors = {}
+    for module, part in WHERE.items():
+        inputs, outputs = base.tensors[f"blk.1.{part}weight"]
+        tensors |= pair(f"{LAYER}.1.{module}", inputs, outputs)
+    adapter = adapters.fitted(weights(peftmaker.save(tmp_path / "peft", tensors)), base, store)
+    assert len(gguf.read(adapter).tensors) == 14
+    assert abs(told(path)[0].logprob - told(path, adapter)[0].logprob) > 0.1
+
+
+def tokens(model: Path, *loaded: Path) -> list[int]:
+    return [one.token for one in told(model, *loaded)]
+
+
+def told(model: Path, *loaded: Path) -> list[Logprob]:
+    """What a model goes on with."""
+    with Engine() as engine:
+        engine.load(
+            EngineFiles(model, adapters=tuple((path, 1.0) for path in loaded)), EngineSettings(parallel=1)
+        )
+        asked = Completion(tuple(range(300, 340)), Sampling(temperature=0, max_tokens=12, logprobs=1))
+        return [one for delta in engine.completion(asked) for one in delta.logprobs]
 
 
 # Refused
