@@ -574,7 +574,8 @@ class Store:
         if model and stamp and not model.problem and _is_plain(model):
             document = to_document(model)
             document["created"] = model.modified.isoformat()
-            document["places"] = [path.name if path else "" for path in (model.place, model.card)]
+            if model.place or model.card:
+                document["places"] = [path.name if path else "" for path in (model.place, model.card)]
             fresh[key] = [*stamp, document]
         return model
 
@@ -652,6 +653,16 @@ def discard(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
+
+
+def statuses_of(model: Model) -> Iterator[os.stat_result]:
+    """Of all files of a version: of those in its folder, or of its own where others share that."""
+    if model.place is None:
+        yield from statuses(model.folder)
+        return
+    for file in model.files:
+        with contextlib.suppress(OSError):
+            yield os.lstat(model.folder / file.name)
 
 
 def statuses(folder: Path) -> Iterator[os.stat_result]:
@@ -844,7 +855,9 @@ def _remembered(document: dict[str, Any], place: Place) -> Model:
     """What the index has of a version."""
     folder = place.mark.parent
     model = from_document(document, folder)
-    own, card = (folder / name if name else None for name in document.get("places", ("", "")))
+    if "places" not in document:
+        return model
+    own, card = (folder / name if name else None for name in document["places"])
     return replace(model, place=own, card=card)
 
 

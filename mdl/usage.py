@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from mdl import garbage
 from mdl.model import Model
-from mdl.store import Store, size_on_disk, statuses
+from mdl.store import Store, size_on_disk, statuses, statuses_of
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
@@ -67,7 +67,7 @@ def measure(store: Store) -> Usage:
     """What a cache takes."""
     models = store.models()
     blobs = dict(_blobs(store.blobs))
-    held = [(model, list(_contents(statuses(model.folder)))) for model in models]
+    held = [(model, list(_contents(statuses_of(model)))) for model in models]
     users = Counter(sha256 for model in models for sha256 in _digests(model))
     shares = tuple(_share(model, contents, blobs, users) for model, contents in held)
     inside = {content.key: content.size for _, contents in held for content in contents}

@@ -20,6 +20,8 @@ from mdl.errors import MdlError, NotFound, UnsupportedModel, UsageError
 from mdl.library import Library
 from mdl.modeljson import STATES, Card, parse
 from mdl.store import Store
+from mdl.usage import measure
+from mdl.verification import Verification
 
 Q4, Q8 = weights({"general.name": "small"}), weights({"general.name": "large"})
 PROJECTOR = make({"general.architecture": "clip", "general.type": "mmproj", "clip.has_vision_encoder": True})
@@ -387,6 +389,31 @@ def test_a_download_that_fails_leaves_the_json_where_it_is(library: Library, hub
         library.download("far")
     assert path.exists()
     assert [model.state for model in library.list()] == ["not-downloaded"]
+
+
+def test_what_is_damaged_is_fetched_again_from_where_the_json_says(library: Library, hub: Hub) -> None:
+    hub.add("org/demo-GGUF", {"demo-Q8_0.gguf": Q8})
+    put(library, "far/model.json", {"source_url": "org/demo-GGUF"})
+    found = library.download("far")
+    path = found.folder / "demo-Q8_0.gguf"
+    path.chmod(0o644)
+    path.write_bytes(Q8[:-1] + b"\x01")
+    assert [finding.kind for finding in Verification(library.store, library.list()).run().findings] == [
+        "content"
+    ]
+    assert [model.state for model in library.list()] == ["error"]
+    assert library.store.is_whole(library.download("far"))
+    assert path.read_bytes() == Q8
+    assert [model.state for model in library.list()] == ["ready"]
+
+
+def test_the_space_that_one_of_several_takes_is_its_own(library: Library) -> None:
+    for name in ("q4", "q8"):
+        put(library, f"llama/{name}.gguf", Q4)
+        put(library, f"llama/{name}.json", "{}")
+    put(library, "loose.gguf", Q4[:-1])
+    sizes = {str(share.model.reference): share.size for share in measure(library.store).shares}
+    assert sizes == {"llama:q4": len(Q4) + 2, "llama:q8": len(Q4) + 2, "loose": len(Q4) - 1}
 
 
 @pytest.mark.parametrize("source", ["x://y", "https://", "../../../..", "a\x00b", "-x", "short", "//"])
