@@ -993,6 +993,29 @@ def test_a_client_that_goes_away_closes_what_was_asked_of_the_api(odd: Stand, se
         assert odd.gone.wait(10)
 
 
+def test_a_server_that_ends_ends_what_it_passes_on(stand: Stand, tmp_path: Path) -> None:
+    def pieces() -> Iterator[bytes]:
+        while True:
+            yield chunk("x")
+            time.sleep(0.01)
+
+    stand.gives(Reply(pieces(), headers={"content-type": EVENTS}))
+    aliases = {"m": f"openai://{stand.host}/v1/m"}
+    limits = {"grace_seconds": 0.3}
+    with Server(tmp_path / "home", settings={"aliases": aliases}, limits=limits) as server:
+        asked = {"model": "m", "messages": FRANCE, "stream": True}
+        with httpx2.stream("POST", f"{server.url}/v1/chat/completions", json=asked, timeout=30) as response:
+            came = response.iter_raw()
+            next(came)
+            server.process.terminate()
+            *_, last, rest = b"".join(came).split(b"\n\n")
+        assert rest == b""
+        assert json.loads(last.removeprefix(b"data: "))["error"]["message"] == "the server is ending"
+        server.process.wait(15)
+        assert "Traceback" not in server.log.read_text()
+    assert stand.gone.wait(10)
+
+
 def test_a_client_that_reads_slowly_slows_the_api_down(odd: Stand, served: Server) -> None:
     piece = chunk("x" * 60_000)
     odd.gives(Reply(endless(piece), headers={"content-type": EVENTS}))

@@ -45,6 +45,7 @@ REMEMBERED_SECONDS = 10.0  # for which a key is not looked up again
 MOST_REMEMBERED = 256
 CONNECT_SECONDS = 10.0
 WRITE_SECONDS = 60.0
+CLOSE_SECONDS = 1.0
 KEPT_SECONDS = 3.0  # for an idle connection: less than the five after which many servers end one
 # What may be told of an answer. All else is for the API's own site: cookies, policies, who may read it.
 _TOLD = frozenset(
@@ -84,6 +85,7 @@ class Passing:
     settings: Settings
     _transports: "dict[tuple[bool, str | None], httpx2.AsyncHTTPTransport]" = field(default_factory=dict)
     _known: dict[str, tuple[float, Upstream]] = field(default_factory=dict)
+    _asking: "set[asyncio.Task[Any] | None]" = field(default_factory=set)
 
     async def ask(self, model: Model, route: str, body: Mapping[str, Any], send: Send, watch: Watch) -> None:
         """Passes a request on, and sends what comes. When cancelled, so is the request.
@@ -93,6 +95,7 @@ class Passing:
         place = await self._place(model)
         data = json.dumps({**body, "model": place.model}).encode()
         response = await self._asked(place, route, data)
+        self._asking.add(task := asyncio.current_task())
         try:
             if response.status_code >= 300:
                 await _refuse(place, response, send)
@@ -100,8 +103,12 @@ class Passing:
                 await Relay(place, response, send, watch).run()
         finally:
             await response.aclose()
+            self._asking.discard(task)
 
     async def close(self) -> None:
+        """After those that ask have been cancelled: they tell their clients so."""
+        if asking := set(filter(None, self._asking)):
+            await asyncio.wait(asking, timeout=CLOSE_SECONDS)
         for transport in self._transports.values():
             await transport.aclose()
 
