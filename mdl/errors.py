@@ -15,24 +15,20 @@ MdlError            1  anything else that is not a bug
 
 
 class MdlError(Exception):
-    """A failure that a person can act on: one line for the cause, one for what to do."""
+    """A failure that a person can act on: one line for the cause, one for what to do. `field` is what of a
+    request is wrong, by its name in `engine.request`, where that is known."""
 
     code = 1
 
-    def __init__(self, message: str, hint: str = "") -> None:
+    def __init__(self, message: str, hint: str = "", field: str = "") -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
+        self.field = field
 
 
 class UsageError(MdlError):
-    """`field` is what of a request is wrong, by its name in `engine.request`, where that is known."""
-
     code = 2
-
-    def __init__(self, message: str, hint: str = "", field: str = "") -> None:
-        super().__init__(message, hint)
-        self.field = field
 
 
 class TooLong(UsageError):

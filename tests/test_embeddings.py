@@ -484,10 +484,11 @@ def test_numbers_and_base64_say_the_same_and_dimensions_cut_both(server):
         ({"input": {"a": 1}}, "input", "has to be a text"),
         ({"input": "a", "encoding_format": "int8"}, "encoding_format", "has to be one of"),
         ({"input": "a", "dimensions": 0}, "dimensions", "whole number"),
-        ({"input": "a", "dimensions": 65}, None, "from 1 to 64 for this model"),
-        ({"input": [[9_999_999]]}, None, "no token 9999999"),
+        ({"input": "a", "dimensions": 65}, "dimensions", "from 1 to 64 for this model"),
+        ({"input": [[9_999_999]]}, "input", "no token 9999999"),
+        ({"input": "b\ud800"}, "input", "the text holds half of a character"),
         ({"input": "a", "pooling": "mean"}, "pooling", "not a field"),
-        ({"input": "fox " * 5000}, None, "and the model takes 2,048 at most"),
+        ({"input": "fox " * 5000}, "input", "and the model takes 2,048 at most"),
     ],
 )
 def test_what_cannot_be_taken_is_named(server, fields, param, message):

@@ -76,12 +76,14 @@ class Text:
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """A request: inputs that are to be read, texts that wait to be computed (the shortest first), results."""
+    """A request: inputs that are to be read, texts that wait to be computed (the shortest first), results.
+    `about` is the field that has the inputs."""
 
     request: int
     inputs: Iterator[tuple[int, list[int]]]
     left: int
     result: Callable[["Job"], Any]
+    about: str = ""
     waiting: list[Text] = field(default_factory=list)
     size: int = 0  # tokens that wait
     values: dict[int, Values] = field(default_factory=dict)
@@ -154,10 +156,11 @@ class Embeddings:
         width, dimensions = self._vectors.width, embed.dimensions
         if dimensions is not None and not 1 <= dimensions <= width:
             raise UsageError(
-                f"dimensions is {dimensions:,}, and has to be from 1 to {width:,} for this model"
+                f"dimensions is {dimensions:,}, and has to be from 1 to {width:,} for this model",
+                field="dimensions",
             )
         inputs = ((index, self._read(index, each, embed.truncate)) for index, each in enumerate(embed.inputs))
-        self._add(Job(request, inputs, len(embed.inputs), partial(_embedded, dimensions)))
+        self._add(Job(request, inputs, len(embed.inputs), partial(_embedded, dimensions), "inputs"))
 
     def rank(self, request: int, asked: wire.Wire) -> None:
         rank = wire.unpack(Rank, asked)
@@ -165,7 +168,7 @@ class Embeddings:
             (index, self._read_pair(index, rank.query, document))
             for index, document in enumerate(rank.documents)
         )
-        self._add(Job(request, inputs, len(rank.documents), _ranked))
+        self._add(Job(request, inputs, len(rank.documents), _ranked, "documents"))
 
     def _add(self, job: Job) -> None:
         self._jobs.append(job)
@@ -251,6 +254,7 @@ class Embeddings:
             try:
                 found = next(job.inputs, None)
             except MdlError as error:
+                error.field = error.field or job.about
                 self._fail(job, error)
                 continue
             if found is not None:
@@ -272,7 +276,8 @@ class Embeddings:
 
     def _read_pair(self, index: int, query: str, document: str) -> list[int]:
         if not query or not document:
-            raise UsageError(f"document {index} is empty" if query else "the query is empty")
+            field = "documents" if query else "query"
+            raise UsageError(f"document {index} is empty" if query else "the query is empty", field=field)
         tokens = self._vectors.read_pair(query, document)
         return self._fitting(tokens, f"document {index}, with the query,", "cut it into parts")
 

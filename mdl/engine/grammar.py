@@ -113,6 +113,10 @@ class Constraint:
         floats = numpy.ctypeslib.as_array((ctypes.c_float * self._size).from_address(logits))
         numpy.copyto(floats, -numpy.inf, where=forbidden)
 
+    def allows(self, token: int) -> bool:
+        """Whether the last `mask`, which was this one's, left it."""
+        return bool(self._mask[token >> 3] >> (token & 7) & 1)
+
     def accept(self, token: int) -> None:
         """It follows. Raises EngineError for one that may not."""
         if not self._matcher.consume_token(token):

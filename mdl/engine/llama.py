@@ -328,7 +328,7 @@ class Runner:
     def _around(self, before: list[int], after: list[int]) -> list[int]:
         """Prefix, suffix, and then the middle, which is the answer: as models for code are trained."""
         if not self.infill:
-            raise UnsupportedModel("the model was not made to fill in: it takes no suffix")
+            raise UnsupportedModel("the model was not made to fill in: it takes no suffix", field="suffix")
         prefix, suffix, middle = self._infill
         return [prefix, *before, suffix, *after, middle]
 
@@ -382,12 +382,12 @@ class Runner:
         try:
             data = text.encode()
         except UnicodeEncodeError as error:
-            raise UsageError(f"a message holds half of a character ({text[error.start]!a})") from None
+            raise UsageError(f"the text holds half of a character ({text[error.start]!a})") from None
         room = len(data) + 2
         tokens = (C.llama_token * room)()
         count = C.llama_tokenize(self._vocab, data, len(data), tokens, room, framed, control)
         if count < 0:
-            raise UsageError("a message cannot be turned into tokens")
+            raise UsageError("the text cannot be turned into tokens")
         return list(tokens[:count])
 
     def piece(self, token: int) -> bytes | None:
@@ -603,6 +603,9 @@ class Runner:
             if held:
                 sequence.constraint.mask(ctypes.addressof(logits.contents))
             token: int = C.llama_sampler_sample(sequence.sampler, self._context, place)
+            if held and sequence.forbids and not sequence.constraint.allows(token):
+                why = f"{sequence.forbids} forbids all that the form allows"
+                raise UsageError(why, field=sequence.forbids)
             if held:
                 sequence.constraint.accept(token)
         except MdlError as error:  # of this answer alone

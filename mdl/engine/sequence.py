@@ -16,7 +16,8 @@ class Sequence:
 
     `sampler` is the runner's. `constraint` holds the answer to a form, once it is done thinking. `logprobs`
     is how many alternatives are told of each token, None where nothing is; with `echoes` of the prompt's too.
-    `fresh`: nothing that is in the cache is gone on with. `most` of its tokens can be in one step. `branch`
+    `fresh`: nothing that is in the cache is gone on with. `forbids` is the field that forbids some tokens, if
+    one does. `most` of its tokens can be in one step. `branch`
     is the scheduler's.
     """
 
@@ -34,6 +35,7 @@ class Sequence:
         "echoes",
         "failure",
         "finish",
+        "forbids",
         "fresh",
         "limit",
         "logprobs",
@@ -57,6 +59,7 @@ class Sequence:
         logprobs: int | None = None,
         echoes: bool = False,
         fresh: bool = False,
+        forbids: str = "",
     ) -> None:
         self.request = request
         self.tokens = prompt
@@ -67,6 +70,7 @@ class Sequence:
         self.logprobs = logprobs
         self.echoes = echoes and logprobs is not None
         self.fresh = fresh or self.echoes
+        self.forbids = forbids
         self.most = MOST_ECHOED if self.echoes else limit
         self.plain = constraint is None and logprobs is None
         self.computed = 0

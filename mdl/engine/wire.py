@@ -35,7 +35,7 @@ from mdl.engine.request import (
     ToolCall,
     Usage,
 )
-from mdl.errors import EngineError, MdlError, TooLong, UsageError
+from mdl.errors import EngineError, MdlError, TooLong
 
 Wire = dict[str, Any]
 R = TypeVar("R")
@@ -148,8 +148,8 @@ def unpack_done(wire: list[Any]) -> tuple[int, Delta]:
 
 
 def pack_error(error: MdlError) -> Wire:
-    field = {"field": error.field} if isinstance(error, UsageError) else {}
-    return {"kind": type(error).__name__, "message": error.message, "hint": error.hint, **field}
+    said = {"message": error.message, "hint": error.hint, "field": error.field}
+    return {"kind": type(error).__name__, **said}
 
 
 def unpack_error(wire: Wire) -> MdlError:

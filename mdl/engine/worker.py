@@ -316,6 +316,7 @@ class Worker:
             echoes=echoes,
             # What was computed in other steps differs in the last digits, which can be another word.
             fresh=sampling.seed is not None,
+            forbids="logit_bias" if sampling.logit_bias else "ignore_eos" if sampling.ignore_eos else "",
             sampler=sampler,
         )
         self.sequences[request] = sequence
@@ -331,17 +332,20 @@ class Worker:
 
     def prompt(self, request: int, asked: Any) -> None:
         chat = wire.unpack(Chat, asked)
-        self.check_size(chat)
-        prompt = self.render(request, chat)
-        self.pipes.send(id=request, result=self.runner.tokenize(prompt.pieces))
+        with _about("messages"):
+            self.check_size(chat)
+            prompt = self.render(request, chat)
+            self.pipes.send(id=request, result=self.runner.tokenize(prompt.pieces))
 
     def tokenize(self, request: int, asked: Any) -> None:
         text, begun = asked
-        tokens = self.runner.prompt(text, None) if begun else self.runner.tokens(text)
+        with _about("text"):
+            tokens = self.runner.prompt(text, None) if begun else self.runner.tokens(text)
         self.pipes.send(id=request, result=tokens)
 
     def detokenize(self, request: int, asked: Any) -> None:
-        self.pipes.send(id=request, result=self.runner.text(asked))
+        with _about("tokens"):
+            self.pipes.send(id=request, result=self.runner.text(asked))
 
     def embed(self, request: int, asked: Any) -> None:
         if self.embeddings is None:
@@ -531,10 +535,12 @@ class Embedder:
     def answer(self, request: int, message: wire.Wire) -> None:
         if "tokenize" in message:
             text, begun = message["tokenize"]
-            tokens = self.runner.framed(text) if begun else self.runner.tokens(text)
+            with _about("text"):
+                tokens = self.runner.framed(text) if begun else self.runner.tokens(text)
             self.pipes.send(id=request, result=tokens)
         elif "detokenize" in message:
-            self.pipes.send(id=request, result=self.runner.text(message["detokenize"]))
+            with _about("tokens"):
+                self.pipes.send(id=request, result=self.runner.text(message["detokenize"]))
         elif self.runner.task == "embed" and "embed" in message:
             self.embeddings.embed(request, message["embed"])
         elif self.runner.task == "rank" and "rank" in message:

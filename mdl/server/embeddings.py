@@ -5,9 +5,9 @@ says to JSON. Knows no sockets.
 import json
 import struct
 from base64 import b64decode
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from mdl.engine.request import Embed, Input, Rank
 from mdl.profiles import Profile
@@ -29,6 +29,8 @@ class Embeddings:
     embed: Embed
     as_text: bool
     keep_alive: float | None
+
+    params: ClassVar[Mapping[str, str]] = {"inputs": "input"}
 
     def question(self, _: Profile) -> tuple[str, Embed]:
         return "embed", self.embed
@@ -59,6 +61,8 @@ class Reranking:
     most: int | None
     with_documents: bool
     keep_alive: float | None
+
+    params: ClassVar[Mapping[str, str]] = {}
 
     def question(self, _: Profile) -> tuple[str, Rank]:
         return "rank", self.rank

@@ -1,6 +1,7 @@
 """What goes wrong for a client: statuses, and the error in the form of OpenAI's API. Knows no routes."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from starlette.exceptions import HTTPException
@@ -44,6 +45,16 @@ class Refused(UsageError):
         return self.field or None
 
 
+@contextmanager
+def named(params: Mapping[str, str]) -> Iterator[None]:
+    """What fails inside is told by the name that its field has in the request."""
+    try:
+        yield
+    except MdlError as error:
+        error.field = params.get(error.field, error.field)
+        raise
+
+
 def status(error: MdlError) -> int:
     return error.status if isinstance(error, Refused) else _kind(error)[0]
 
@@ -51,7 +62,7 @@ def status(error: MdlError) -> int:
 def body(error: MdlError) -> dict[str, Any]:
     """The error as OpenAI's API writes it: {"error": {message, type, param, code}}."""
     _, kind, code = _kind(error)
-    param = error.field or None if isinstance(error, UsageError) else None
+    param = error.field or None
     if isinstance(error, Refused):
         code = error.api_code
         kind = "server_error" if error.status >= 500 else kind

@@ -2,8 +2,8 @@
 no fields and no JSON.
 """
 
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -11,10 +11,9 @@ from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
 from mdl.engine.request import Chat, Completion, Delta
-from mdl.errors import UsageError
 from mdl.profiles import Profile
 from mdl.server.body import read
-from mdl.server.failure import Ascii
+from mdl.server.failure import Ascii, named
 from mdl.server.guard import given
 from mdl.server.passing import passed
 from mdl.server.service import Service
@@ -85,17 +84,7 @@ class Generation:
         async with self.service.pool.borrow(model, asked.keep_alive, wanted) as lent:
             watch = self.service.metrics.answer(str(model.reference))
             with (
-                _named(asked.params),
+                named(asked.params),
                 asking(lent.engine, asked.requests(wanted.profile), watch.piece) as pieces,
             ):
                 yield pieces
-
-
-@contextmanager
-def _named(params: Mapping[str, str]) -> Iterator[None]:
-    """What is refused inside is refused by the name that the field has in the request."""
-    try:
-        yield
-    except UsageError as error:
-        error.field = params.get(error.field, error.field)
-        raise

@@ -3,7 +3,7 @@ Knows no fields and no JSON.
 """
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -14,7 +14,7 @@ from mdl import engine
 from mdl.errors import MdlError
 from mdl.profiles import Profile
 from mdl.server.body import read
-from mdl.server.failure import Ascii
+from mdl.server.failure import Ascii, named
 from mdl.server.guard import given
 from mdl.server.passing import passed
 from mdl.server.service import Service
@@ -23,13 +23,17 @@ from mdl.server.stream import while_connected
 
 class Asked(Protocol):
     """What is read from a body. `model` None: it did not say. `keep_alive` is how many seconds the model
-    stays when nobody asks for it any more; None: as ever."""
+    stays when nobody asks for it any more; None: as ever. `params` is what it calls the fields of
+    `engine.request` that it calls otherwise."""
 
     @property
     def model(self) -> str | None: ...
 
     @property
     def keep_alive(self) -> float | None: ...
+
+    @property
+    def params(self) -> Mapping[str, str]: ...
 
     def question(self, profile: Profile) -> tuple[str, engine.Asked]:
         """What an engine is asked, as Engine.post takes it."""
@@ -66,7 +70,8 @@ class Question:
         model = await self.service.names.find(name, path)
         wanted = await self.service.names.wanted(name, path, model)
         async with self.service.pool.borrow(model, asked.keep_alive, wanted) as lent:
-            return await result(lent.engine, *asked.question(wanted.profile))
+            with named(asked.params):
+                return await result(lent.engine, *asked.question(wanted.profile))
 
 
 async def _send_in_pieces(pieces: Iterator[str], send: Send) -> None:

@@ -6,8 +6,9 @@ added, here it is, as a completion of that prompt has it. With `messages`, the b
 completion, and the tokens are those of its prompt.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from mdl.engine.request import Chat
 from mdl.profiles import Profile
@@ -28,6 +29,7 @@ class Tokenize:
     model: str | None
     said: tuple[str, bool] | chat.Asked
     keep_alive: float | None
+    params: Mapping[str, str]
 
     def question(self, profile: Profile) -> tuple[str, tuple[str, bool] | Chat]:
         if isinstance(self.said, chat.Asked):
@@ -44,6 +46,8 @@ class Detokenize:
     tokens: tuple[int, ...]
     keep_alive: float | None
 
+    params: ClassVar[Mapping[str, str]] = {}
+
     def question(self, _: Profile) -> tuple[str, tuple[int, ...]]:
         return "detokenize", self.tokens
 
@@ -55,15 +59,16 @@ def tokenize(body: Any) -> Tokenize:
     """Raises Refused (400), which names the field, for what is wrong or unknown."""
     if isinstance(body, dict) and body.get("messages") is not None:
         asked = chat.asked(body)
-        return Tokenize(asked.model, asked, asked.keep_alive)
+        return Tokenize(asked.model, asked, asked.keep_alive, asked.params)
     fields = Fields(body)
     model, keep_alive = fields.text("model"), openai.keep_alive(fields)
-    said = _said(fields)
+    name, said = _said(fields)
     fields.done()
-    return Tokenize(model, said, keep_alive)
+    return Tokenize(model, said, keep_alive, {"text": name})
 
 
-def _said(fields: Fields) -> tuple[str, bool]:
+def _said(fields: Fields) -> tuple[str, tuple[str, bool]]:
+    """What the text is called, and what `Tokenize` has of it."""
     texts = {name: text for name in SPELLINGS if (text := fields.text(name)) is not None}
     if len(texts) != 1:
         what = "cannot go with prompt, its other name" if texts else "is missing: a text, or messages instead"
@@ -73,7 +78,7 @@ def _said(fields: Fields) -> tuple[str, bool]:
         fields.fail(name, f"has {len(text):,} characters, and may have {MOST_CHARACTERS:,}")
     wish, usual = SPELLINGS[name]
     begun = fields.flag(wish)
-    return text, usual if begun is None else begun
+    return name, (text, usual if begun is None else begun)
 
 
 def detokenize(body: Any) -> Detokenize:
