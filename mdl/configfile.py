@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 VERSION = 2
 LARGEST = 1 << 20  # bytes
 LONGEST = 200  # lines of a statement, as far as it is looked for
+WORK = 1 << 22  # characters that are read to find where a statement is
 _MEND = "mdl config edit opens it"
-MENTIONS = 50  # of a key, among which its statement is looked for
 
 # What stood at the top in version 1, and where it stands in version 2.
 _MOVED = {
@@ -45,8 +45,8 @@ def read(path: Path) -> dict[str, Any]:
     current, version = _converted(text, path)
     values = _values(current, path, text)
     if current != text:
-        with suppress(OSError, MdlError):  # what cannot be written is converted each time
-            _keep(path, text, current, version)
+        with suppress(MdlError):  # what cannot be written is converted each time
+            _keep(path, text, current, version, values)
     return values
 
 
@@ -77,24 +77,28 @@ def content(path: Path) -> str:
 def change(path: Path, edit: Callable[[str], str]) -> None:
     """Put what `edit` makes of a file's text in its place, in one step; one process at a time. What would be
     broken afterwards is not written. Raises UsageError with line and column, DiskError."""
-    read(path)  # an older one is converted, and what is broken is told, not overwritten
     with _locked(path):
         text = content(path)
-        edited = edit(text)
-        check(edited, path)
-        if edited != text:
-            _write(path, edited, _mode(path, edited))
+        current, version = _converted(text, path)
+        values = _values(current, path, text)  # what is broken is told, not overwritten
+        edited = edit(current)
+        if edited == current:
+            return
+        changed = check(edited, path)
+        if current != text:
+            _write(_backup(path, text, version), text, _mode(path, values))
+        _write(path, edited, _mode(path, changed))
 
 
 def replace(path: Path, old: str, new: str) -> None:
     """Put a text in the place of the one that the file had. Raises Busy if it has another one by now."""
-    check(new, path)
+    values = check(new, path)
     with _locked(path):
         if content(path) != old:
             raise Busy(
                 f"{path} was changed by somebody else meanwhile", hint="mdl config edit shows how it is"
             )
-        _write(path, new, _mode(path, new))
+        _write(path, new, _mode(path, values))
 
 
 def with_value(text: str, key: Key, value: Any, name: str = "") -> str:
@@ -135,16 +139,20 @@ def position(text: str, place: Sequence[str]) -> tuple[int, int] | None:
 
     It is where the beginning of a file, as long as that can be read, first has the key."""
     lines = text.split("\n")
-    mentions = [number for number, line in enumerate(lines) if place[-1] in line]
-    for start in mentions[:MENTIONS]:
-        before = _parsed("\n".join(lines[:start]))
-        if before is None or _holds(before, place):
-            continue
-        for end in range(start + 1, min(start + LONGEST, len(lines)) + 1):
-            if (after := _parsed("\n".join(lines[:end]))) is not None:
-                if _holds(after, place):
-                    return start + 1, len(lines[start]) - len(lines[start].lstrip()) + 1
-                break
+    tries = WORK // (len(text) + 1)
+
+    def sets(count: int) -> bool | None:
+        """Whether so many lines set the key; None if they cannot be read, or too much was read already."""
+        nonlocal tries
+        tries -= 1
+        document = _parsed("\n".join(lines[:count])) if tries >= 0 else None
+        return None if document is None else _holds(document, place)
+
+    for start in (number for number, line in enumerate(lines) if place[-1] in line):
+        if sets(start) is False:
+            ends = range(start + 1, min(start + LONGEST, len(lines)) + 1)
+            if next((found for found in map(sets, ends) if found is not None), False):
+                return start + 1, len(lines[start]) - len(lines[start].lstrip()) + 1
     return None
 
 
@@ -237,7 +245,7 @@ def _converted(text: str, path: Path) -> tuple[str, int]:
         for step in range(version, VERSION):
             CONVERSIONS[step](parsed)
         parsed["version"] = VERSION
-    except (ValueError, KeyError) as error:
+    except (ValueError, tomlkit.exceptions.TOMLKitError) as error:
         raise UsageError(f"{path} cannot be converted: {error}", hint=_MEND) from None
     return tomlkit.dumps(parsed), version
 
@@ -278,14 +286,12 @@ def _comments_above(document: "TOMLDocument", name: str) -> list["Comment"]:
 CONVERSIONS: dict[int, Callable[["TOMLDocument"], None]] = {1: _into_tables}
 
 
-def _keep(path: Path, text: str, current: str, version: int) -> None:
+def _keep(path: Path, text: str, current: str, version: int, values: Mapping[str, Any]) -> None:
     """Write what a file was converted to, and what it was beside it. Another process may have done it."""
     with _locked(path, seconds=1):
-        if content(path) != text:
-            return
-        mode = _mode(path, text)
-        _write(_backup(path, text, version), text, mode)
-        _write(path, current, mode)
+        if content(path) == text:
+            _write(_backup(path, text, version), text, _mode(path, values))
+            _write(path, current, _mode(path, values))
 
 
 def _backup(path: Path, text: str, version: int) -> Path:
@@ -297,10 +303,9 @@ def _backup(path: Path, text: str, version: int) -> Path:
     raise DiskError(f"{path.parent} is full of backups", hint="remove some")
 
 
-def _mode(path: Path, text: str) -> int:
+def _mode(path: Path, values: Mapping[str, Any]) -> int:
     """The permissions that a file keeps, or gets. Others never read secrets."""
-    found = check(text, path)
-    secret = any(KEYS[name].secret and value for name, value in found.items())
+    secret = any(KEYS[name].secret and value for name, value in values.items())
     try:
         mode = stat.S_IMODE(path.stat().st_mode)
     except FileNotFoundError:

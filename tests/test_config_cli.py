@@ -313,7 +313,7 @@ def test_what_uses_the_network_credentials_or_serves_is_an_error_there(
     path.write_text(BROKEN)
     done = mdl(*arguments)
     assert done.returncode == 2
-    assert "line 4, column 11" in done.stderr
+    assert done.stderr.count("line 4, column 11") == 1
     assert path.read_text() == BROKEN
 
 

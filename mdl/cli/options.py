@@ -1,7 +1,6 @@
 """Options that several commands share, declared once, and what they mean."""
 
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -90,14 +89,9 @@ def usable_settings() -> "Settings":
 
     settings, broken = config.load_usable()
     if broken:
-        _warn(f"{broken.message}\nmdl goes on with defaults, offline; mdl config edit mends it")
+        ui.talk(f"mdl: {ui.inert(broken.message, one_line=True)}")
+        ui.talk("mdl goes on with defaults, offline; mdl config edit mends it")
     return settings
-
-
-@cache
-def _warn(text: str) -> None:
-    """Once in a process."""
-    ui.talk(f"mdl: {ui.inert(text)}")
 
 
 def as_folder(text: str | None, name: str | None) -> Path | None:
