@@ -15,6 +15,7 @@ ALLOWED = {
     "cli": {
         *("configfile", "settings"),
         "importing",
+        "modeljson",
         "catalog",
         "estimate",
         "refreshing",
