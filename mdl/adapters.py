@@ -34,7 +34,7 @@ class Asked(NamedTuple):
 def asked(text: str) -> Asked:
     """MODEL or MODEL=SCALE. Raises UsageError for a scale that is no number."""
     name, sign, scale = text.rpartition("=")
-    if not sign or Path(text).expanduser().exists():
+    if not sign or _is_there(text):
         return Asked(text)
     try:
         factor = float(scale)
@@ -45,6 +45,14 @@ def asked(text: str) -> Asked:
             f"the scale of an adapter cannot be {scale!r:.40}", hint="a number, such as --adapter MODEL=0.5"
         )
     return Asked(name, factor)
+
+
+def _is_there(text: str) -> bool:
+    """Whether a text is a path as a whole."""
+    try:
+        return Path(text).expanduser().exists()
+    except (OSError, ValueError, RuntimeError):  # too long a name, a NUL, ~nobody
+        return False
 
 
 class Pair(NamedTuple):

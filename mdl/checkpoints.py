@@ -9,6 +9,7 @@ A run may lie deeper, and is called by its path then; a folder that has checkpoi
 
 import os
 import re
+from collections import deque
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,6 +21,7 @@ from mdl.header import count
 
 DEEPEST = 3  # folders below one that is configured
 MOST_ENTRIES = 10_000  # of a folder
+MOST_FOLDERS = 10_000  # that are looked into
 LATEST = "latest"
 _WEIGHTS = (".safetensors", ".gguf", ".bin", ".pt", ".pth")
 _STATE = "trainer_state.json"  # of transformers' Trainer
@@ -129,9 +131,10 @@ def _place(folder: Path, run: str) -> Path:
 def _runs(folder: Path) -> Iterator[tuple[str, Path]]:
     """What may be runs, with their names."""
     yield folder.name, folder
-    below = [(folder, "", 0)]
-    while below:
-        place, name, depth = below.pop(0)
+    below = deque([(folder, "", 0)])
+    budget = MOST_FOLDERS
+    while below and (budget := budget - 1) > 0:
+        place, name, depth = below.popleft()
         for entry in _entries(place):
             if entry.is_dir() and not _is_checkpoint(entry):
                 run = f"{name}/{entry.name}".lstrip("/")

@@ -84,7 +84,7 @@ def _contents(store: Store) -> Iterator[Piece]:
 
 
 def converted(store: Store) -> Iterator[Piece]:
-    """What was made of adapters that are gone, or of which that cannot be told."""
+    """What was made of adapters that are gone, or have changed since."""
     for entry in _entries(store.conversions):
         if not _has_source(Path(entry.path)):
             yield from _piece("converted", Path(entry.path))
@@ -94,8 +94,8 @@ def _has_source(path: Path) -> bool:
     from mdl import gguf
 
     try:
-        source = gguf.read(path).metadata.get(CONVERTED_FROM)
-        return isinstance(source, str) and Path(source).is_file()
+        source = Path(str(gguf.read(path).metadata.get(CONVERTED_FROM, "")))
+        return source.is_file() and source.stat().st_mtime_ns <= path.stat().st_mtime_ns
     except (OSError, ValueError, UnsupportedModel):
         return False
 

@@ -55,13 +55,8 @@ _REFUSED = {
     "kasa_config": "KaSA",
 }
 _USED = {"use_rslora", *_REFUSED}  # others that are to come change what is computed, too
-_CHANGED_BASE = (
-    "pissa",
-    "olora",
-    "corda",
-    "loftq",
-    "lora_ga",
-)  # ways to begin that change the base
+# Ways to begin that change the weights of the base, too (init_lora_weights).
+_CHANGED_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
 class Layout(NamedTuple):

@@ -24,7 +24,7 @@ from peftmaker import LAYER, bfloat16, pair
 from registry import Registry, titled
 from serving import DEMO, Server, text
 
-from mdl import adapters, gguf, peft, usage
+from mdl import adapters, garbage, gguf, peft, usage
 from mdl.config import Settings
 from mdl.engine import Engine
 from mdl.engine.request import Completion, EngineFiles, EngineSettings, Logprob, Sampling
@@ -189,6 +189,9 @@ def test_an_adapter_has_a_scale_and_several_are_applied_at_once(mdl: Run) -> Non
         ("pirate=0.5", "pirate", 0.5),
         ("host/org/pirate:v1@main=-2e-1", "host/org/pirate:v1@main", -0.2),
         ("a=b=1", "a=b", 1.0),
+        ("~nobody-at-all=2", "~nobody-at-all", 2.0),
+        (f"{'x' * 5000}=2", "x" * 5000, 2.0),
+        ("a\0b=2", "a\0b", 2.0),
     ],
 )
 def test_an_adapter_is_asked_for_as_name_and_scale(given: str, name: str, scale: float) -> None:
@@ -674,6 +677,15 @@ def test_a_conversion_is_unused_when_its_adapter_is_gone(mdl: Run, tmp_path: Pat
     assert (totals["converted"], totals["unused"]) == (measured.converted, measured.unused)
     assert "converted adapters whose source is gone: 1," in mdl("prune", "--yes").stderr
     assert (lost.exists(), kept.exists(), usage.measure(store).unused) == (False, True, 0)
+
+
+def test_a_conversion_is_unused_when_its_adapter_has_changed(tmp_path: Path, store: Store) -> None:
+    folder = peftmaker.save(tmp_path / "peft", pair(UP, 8, 12))
+    older = adapters.fitted(weights(folder), base(tmp_path / "base"), store)
+    assert list(garbage.converted(store)) == []
+    peftmaker.save(folder, pair(UP, 8, 12, seed=1))
+    os.utime(folder / "adapter_model.safetensors", ns=(older.stat().st_mtime_ns + 1,) * 2)
+    assert [piece.path for piece in garbage.converted(store)] == [older]
 
 
 def test_an_adapter_is_held_while_it_is_used(tmp_path: Path) -> None:
