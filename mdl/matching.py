@@ -14,6 +14,7 @@ and several at once, which all have to hold, with " & " between them.
 
 import hashlib
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import lru_cache
@@ -72,7 +73,7 @@ class Part:
         if not _HASH.fullmatch(digest):
             raise UsageError(
                 f"{show(text)}: a digest has 64 hex digits",
-                hint="mdl profile new --model MODEL tells it",
+                hint="mdl profile new NAME --model MODEL tells it",
             )
         return cls("template-hash", digest)
 
@@ -109,6 +110,17 @@ class Condition:
         part = self.parts[0]
         named = part.kind == "path" or (part.kind == "reference" and not _is_pattern(part.value))
         return part.value if named else None
+
+
+def signs(model: Model) -> Iterator[str]:
+    """Conditions that hold of a model whatever it is called: its weights, its template, its architecture."""
+    for file in model.files:
+        if file.role == "weights" and (digest := file.sha256 or _digest(model.folder / file.name)):
+            yield f"sha256:{digest}:{file.size}"
+    if template := _template(model):
+        yield f"template:sha256:{template_hash(template)}"
+    if architecture := model.summary.architecture:
+        yield f"architecture:{architecture}"
 
 
 def template_hash(template: str) -> str:

@@ -23,6 +23,7 @@ ALLOWED = {
         "layers",
         "profilefile",
         "profiletext",
+        "matching",
         "foreign",
         "ui",
         "bench",

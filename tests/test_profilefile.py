@@ -624,6 +624,18 @@ def test_a_profile_is_made_listed_shown_and_used(mdl: Mdl) -> None:
     assert (again.returncode, "--force" in again.stderr) == (2, True)
 
 
+def test_a_new_profile_tells_by_what_else_its_model_is_recognised(mdl: Mdl) -> None:
+    """Those signs are conditions, which hold."""
+    made = mdl("profile", "new", "mine", "-m", "demo", "--set", "top_k=3")
+    lines = Path(made.stdout.strip()).read_text().splitlines()
+    signs = [line.removeprefix("# demo is ") for line in lines if line.startswith("# demo is ")]
+    assert [sign.partition(":")[0] for sign in signs] == ["sha256", "template", "architecture"]
+    made = mdl("profile", "new", "all", "-m", " & ".join(signs), "--name", "x", "--set", "top_k=4")
+    assert made.returncode == 0, made.stderr
+    settings = document(mdl("inspect", "x", "--settings", "--json"))
+    assert settings["parameters"]["top_k"] == {"value": 4, "source": "the profile all"}
+
+
 def test_the_example_is_right(mdl: Mdl, tmp_path: Path) -> None:
     example = mdl("profile", "new").stdout
     [written] = parse(example, "example", "example", tmp_path)

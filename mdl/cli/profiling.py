@@ -191,8 +191,18 @@ def _new(rest: list[str], new: dict[str, Any], *, force: bool, json: bool) -> in
         return 0
     fields = {name: new[name] for name in ("names", "models", "system") if new[name]}
     fields |= _values(new["values"] or [])
-    path = profilefile.save(_one(rest, "new"), text(fields) if fields else EXAMPLE, force=force)
+    content = text(fields, _signs(new["models"] or [])) if fields else EXAMPLE
+    path = profilefile.save(_one(rest, "new"), content, force=force)
     return _written(path, json=json)
+
+
+def _signs(names: list[str]) -> list[str]:
+    """What `models` could hold as well, for those that are here, whatever their files are called."""
+    from mdl import matching
+
+    library = options.open_library(ask=False)
+    found = ((name, library.found(name)) for name in names)
+    return [f"{name} is {sign}" for name, model in found if model for sign in matching.signs(model)]
 
 
 def _values(given: list[str]) -> dict[str, Any]:
