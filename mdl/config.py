@@ -92,7 +92,7 @@ def _elsewhere(environment: Mapping[str, str], key: Key) -> Value:
 def config_path(environment: Mapping[str, str] | None = None) -> Path:
     environment = os.environ if environment is None else environment
     if path := environment.get("MDL_CONFIG"):
-        return Path(path).expanduser()
+        return _expanded(path, "MDL_CONFIG")
     return _folder(environment, "MDL_CONFIG_HOME", "user_config_path") / "config.toml"
 
 

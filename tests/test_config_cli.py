@@ -121,6 +121,7 @@ def test_secrets_are_masked(mdl: Mdl, path: Path) -> None:
             "quay.io\nhuggingface.co\n",
         ),
         ("hosts", ["quay.io,ghcr.io"], 'hosts = ["quay.io", "ghcr.io"]\n', "quay.io\nghcr.io\n"),
+        ("checkpoints", ["/a", "/b"], 'checkpoints = ["/a", "/b"]\n', "/a\n/b\n"),
         ("aliases.fast", ["org/name:Q8_0"], '[aliases]\nfast = "org/name:Q8_0"\n', "org/name:Q8_0\n"),
         ("api_key", ["x"], '[server]\napi_key = "x"\n', "x\n"),
     ],

@@ -128,7 +128,7 @@ def _document(key: Any, found: Any) -> dict[str, Any]:
 def _plain(value: Any) -> Any:
     """A value as JSON has it."""
     if isinstance(value, tuple):
-        return list(value)
+        return [str(each) for each in value]
     return dict(value) if isinstance(value, Mapping) else str(value) if isinstance(value, Path) else value
 
 
@@ -192,7 +192,7 @@ def _written(key: Any, values: list[str]) -> Any:
     """What stands in the file for what was typed, which is checked: sizes stay as people write them."""
     value = key.parse(values if len(values) > 1 else values[0], key.place)
     if isinstance(value, tuple):
-        return list(value)
+        return [str(each) for each in value]
     if isinstance(value, bool):
         return value
     return int(values[0]) if isinstance(value, int) and values[0].isdecimal() else values[0]
