@@ -195,7 +195,6 @@ async def start(asked: Asked) -> Response:
         place.want(1)
         keep_alive = openai.keep_alive(fields)
         fields.done()
-        place.want(1)
         model = await asked.service.names.find(asked.name)
         wanted = await asked.service.names.wanted(asked.name, "", model)
         async with while_connected(asked.receive), asked.service.pool.borrow(model, keep_alive, wanted):
@@ -210,7 +209,6 @@ async def stop(asked: Asked) -> Response:
         fields = await asked.fields(place)
         force = fields.flag("force") or False
         fields.done()
-        place.want(1)
         model = await asked.service.names.find(asked.name)
         async with while_connected(asked.receive):
             await asked.service.pool.stop(model, force)
