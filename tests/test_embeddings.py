@@ -528,6 +528,7 @@ def test_documents_come_back_with_the_most_relevant_first(server, path):
         ({"query": "a", "documents": []}, "documents"),
         ({"query": "a", "documents": ["a", ""]}, "documents[1]"),
         ({"query": "a", "documents": [{"title": "a"}]}, "documents[0].title"),
+        ({"query": "a", "documents": ["a", "fox " * 5000]}, "documents"),
         ({"query": "a", "documents": ["a"], "top_n": 0}, "top_n"),
         ({"query": "a", "documents": ["a"], "max_chunks_per_doc": 3}, "max_chunks_per_doc"),
     ],

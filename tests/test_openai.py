@@ -801,6 +801,10 @@ BROKEN = {"type": "thing"}
         ({"tools": [function("f", parameters=BROKEN)], "tool_choice": "required"}, "tools"),
         ({"tools": [function("f", parameters=BROKEN, strict=True)]}, "tools"),
         ({"logit_bias": {"9999": 1}}, "logit_bias"),
+        (
+            {"logit_bias": {str(token): -100 for token in range(800)}, "grammar": 'root ::= "yes"'},
+            "logit_bias",
+        ),
     ],
 )
 def test_what_the_engine_refuses_is_refused_by_the_name_of_its_field(
