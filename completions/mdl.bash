@@ -150,7 +150,7 @@ _mdl_about() {
         search)
             arguments='TEXT...'
             options='
-                --sort=TEXT
+                --sort=downloads,likes,modified,created,trending
                 --limit=TEXT
                 --page=TEXT
                 --json

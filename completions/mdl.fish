@@ -186,7 +186,7 @@ complete -c mdl -n '__mdl_command_is catalog' -l help -s h -d 'Show this message
 complete -c mdl -n '__mdl_argument_is 1 catalog' -a 'show refresh reset'
 complete -c mdl -n '__mdl_follows 1 catalog show' -a '(__mdl_ask entry)'
 
-complete -c mdl -n '__mdl_command_is search' -l sort -x -d 'downloads, likes, modified, created or trending'
+complete -c mdl -n '__mdl_command_is search' -l sort -x -a 'downloads likes modified created trending' -d 'downloads, likes, modified, created or trending'
 complete -c mdl -n '__mdl_command_is search' -l limit -x -d 'Models of a page'
 complete -c mdl -n '__mdl_command_is search' -l page -x -d 'Which page to show'
 complete -c mdl -n '__mdl_command_is search' -l json -d 'Print one JSON document'

@@ -150,6 +150,16 @@ def test_a_secret_comes_by_a_pipe_and_its_file_is_private(mdl: Mdl, path: Path) 
     assert mdl("config", "set", "api_key").returncode == 2
 
 
+def test_a_person_types_a_secret_unseen(environment: dict[str, str], path: Path) -> None:
+    command = ["-m", "mdl", "config", "set", "api_key"]
+    child = pexpect.spawn(sys.executable, command, env=environment, timeout=30, encoding="utf-8")  # type: ignore[arg-type]
+    child.expect("api_key: ")
+    child.sendline("geheim")
+    child.expect(pexpect.EOF)
+    assert "geheim" not in child.before
+    assert 'api_key = "geheim"' in path.read_text()
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [

@@ -143,12 +143,14 @@ def _kind(metavar: str) -> Kind:
 
 def _words(command: str, name: str) -> tuple[str, ...]:
     """The values of an option or argument, where there are only a few."""
+    from mdl import search
     from mdl.config import Pull
     from mdl.listing import SORTS
 
     known = {
         ("completion", "SHELL"): SHELLS,
         ("list", "--sort"): (*SORTS, *(f"-{key}" for key in SORTS)),
+        ("search", "--sort"): search.SORTS,
     }
     if name == "--pull":
         return tuple(word for word in get_args(Pull) if word != "ask")  # what happens without the option

@@ -1,16 +1,20 @@
 """The command `config`: what is set, where that is said, and changing it."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
 from mdl import ui
-from mdl.cli.options import Json, usable_settings
+from mdl.cli.options import Json, tell_broken
 from mdl.errors import MdlError, NotFound, UsageError
 from mdl.reference import show as shown
+
+if TYPE_CHECKING:
+    from mdl.config import Value
+    from mdl.settings import Key
 
 LONGEST = 1 << 16  # characters of a secret
 ACTIONS = ("show", "get", "set", "unset", "path", "edit")
@@ -41,21 +45,14 @@ def configure(
     """
     if action not in ACTIONS:
         raise UsageError(f"mdl config does not know {shown(action)}", hint=f"one of {', '.join(ACTIONS)}")
-    wanted = 0 if action in ("show", "path", "edit") else 1
-    if key is None and wanted:
+    if key is None and action in _OF_ONE:
         raise UsageError(f"{action} what?", hint="mdl config show lists all keys")
-    if (key and not wanted) or (values and action != "set"):
+    if (key and action in _OF_ALL) or (values and action != "set"):
         raise UsageError(f"that is too much for mdl config {action}", hint="mdl config --help")
-    if action == "show":
-        return _show(json=json)
-    if action == "path":
-        return _path(json=json)
-    if action == "edit":
-        return _edit()
-    named = _named(key or "")
-    if action == "get":
-        return _get(named, json=json)
-    return _set(named, values or [], json=json) if action == "set" else _unset(named, json=json)
+    if action in _OF_ALL:
+        _OF_ALL[action](json)
+    else:
+        _OF_ONE[action](_named(key or ""), values or [], json)
 
 
 class Named(NamedTuple):
@@ -82,7 +79,7 @@ def _named(text: str) -> Named:
     )
 
 
-def _show(*, json: bool) -> None:
+def _show(json: bool) -> None:
     from mdl import config
     from mdl.settings import KEYS
 
@@ -101,18 +98,20 @@ def _problem() -> MdlError | None:
     """What is wrong with the file; it is told, too."""
     from mdl import config
 
-    usable_settings()
-    return config.load_usable()[1]
+    _, broken = config.load_usable()
+    if broken:
+        tell_broken(broken)
+    return broken
 
 
-def _rows(key: Any, found: Any) -> list[tuple[str, str, str]]:
+def _rows(key: "Key", found: "Value") -> list[tuple[str, str, str]]:
     value = found.value
     if isinstance(value, Mapping) and value:
         return [(f"{key.place}.{name}", each, found.source) for name, each in value.items()]
     return [(key.place, "(hidden)" if key.secret and value else _line(value), found.source)]
 
 
-def _document(key: Any, found: Any) -> dict[str, Any]:
+def _document(key: "Key", found: "Value") -> dict[str, Any]:
     return {
         "key": key.place,
         "value": None if key.secret else _plain(found.value),
@@ -145,7 +144,7 @@ def _lines(value: Any) -> list[str]:
     return [str(each) for each in value] if isinstance(value, tuple) else [str(value)] if value != "" else []
 
 
-def _get(named: Named, *, json: bool) -> None:
+def _get(named: Named, _: list[str], json: bool) -> None:
     from mdl import config
 
     problem = _problem()
@@ -160,7 +159,7 @@ def _get(named: Named, *, json: bool) -> None:
         ui.out("".join(f"{ui.inert(line)}\n" for line in _lines(value)), end="")
 
 
-def _set(named: Named, given: list[str], *, json: bool) -> None:
+def _set(named: Named, given: list[str], json: bool) -> None:
     from mdl import config
     from mdl.settings import KEYS
 
@@ -172,7 +171,7 @@ def _set(named: Named, given: list[str], *, json: bool) -> None:
         _set_entry(named, values)
     else:
         config.save(named.name, _written(key, values))
-    _told(named, json=json)
+    _told(named, json)
 
 
 def _set_entry(named: Named, values: list[str]) -> None:
@@ -188,7 +187,7 @@ def _set_entry(named: Named, values: list[str]) -> None:
         config.save(named.name, values[0], named.entry)
 
 
-def _written(key: Any, values: list[str]) -> Any:
+def _written(key: "Key", values: list[str]) -> Any:
     """What stands in the file for what was typed, which is checked: sizes stay as people write them."""
     value = key.parse(values if len(values) > 1 else values[0], key.place)
     if isinstance(value, tuple):
@@ -198,14 +197,14 @@ def _written(key: Any, values: list[str]) -> Any:
     return int(values[0]) if isinstance(value, int) and values[0].isdecimal() else values[0]
 
 
-def _unset(named: Named, *, json: bool) -> None:
+def _unset(named: Named, _: list[str], json: bool) -> None:
     from mdl import config
 
     config.save(named.name, None, named.entry)
-    _told(named, json=json)
+    _told(named, json)
 
 
-def _told(named: Named, *, json: bool) -> None:
+def _told(named: Named, json: bool) -> None:
     """What is in force now. A variable goes before what was just written."""
     from mdl import config
     from mdl.settings import KEYS
@@ -230,7 +229,7 @@ def _secret(named: Named) -> str:
     return text
 
 
-def _path(*, json: bool) -> None:
+def _path(json: bool) -> None:
     from mdl import config
 
     path = config.config_path()
@@ -240,7 +239,7 @@ def _path(*, json: bool) -> None:
         ui.out(str(path))
 
 
-def _edit() -> None:
+def _edit(json: bool) -> None:
     """On a copy, so that what is broken is never in force."""
     import tempfile
 
@@ -255,10 +254,12 @@ def _edit() -> None:
         copy.write_text(old or configfile.template(), encoding="utf-8")
         before = configfile.content(copy)
         new = _edited(copy, path)
-        if new == before:
-            return ui.talk("nothing was changed")
-        configfile.replace(path, old, new)
-    return ui.talk(f"{path} is changed")
+        if new != before:
+            configfile.replace(path, old, new)
+    if json:
+        ui.show_json({"path": str(path), "changed": new != before})
+    else:
+        ui.talk("nothing was changed" if new == before else f"{path} is changed")
 
 
 def _edited(copy: Path, path: Path) -> str:
@@ -287,3 +288,8 @@ def _edited(copy: Path, path: Path) -> str:
             ui.error(broken, json=False)
             if not ui.confirm("Edit it again?"):
                 raise UsageError("nothing was changed", hint="mdl config edit") from None
+
+
+# Actions on the configuration as a whole, and on a key of it.
+_OF_ALL: dict[str, Callable[[bool], None]] = {"show": _show, "path": _path, "edit": _edit}
+_OF_ONE: dict[str, Callable[[Named, list[str], bool], None]] = {"get": _get, "set": _set, "unset": _unset}

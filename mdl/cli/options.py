@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mdl import ui
-from mdl.errors import UsageError
+from mdl.errors import MdlError, UsageError
 
 if TYPE_CHECKING:
     from mdl.config import Settings
@@ -89,9 +89,14 @@ def usable_settings() -> "Settings":
 
     settings, broken = config.load_usable()
     if broken:
-        ui.talk(f"mdl: {ui.inert(broken.message, one_line=True)}")
-        ui.talk("mdl goes on with defaults, offline; mdl config edit mends it")
+        tell_broken(broken)
     return settings
+
+
+def tell_broken(broken: MdlError) -> None:
+    """What is wrong with config.toml, and what that means for now."""
+    ui.talk(f"mdl: {ui.inert(broken.message, one_line=True)}")
+    ui.talk("mdl goes on with defaults, offline; mdl config edit mends it")
 
 
 def as_folder(text: str | None, name: str | None) -> Path | None:
