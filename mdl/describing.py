@@ -38,14 +38,22 @@ def model_at(path: Path) -> "Model | Refusal":
     """The model that a path is, or why it is none."""
     from mdl.weights import Refusal, identify
 
-    found = identify(path)
+    card = path / CARD if (path / CARD).is_file() else None
+    found = (_told(card) if card else None) or identify(path)
     if isinstance(found, Refusal):
         return found
     path = path.absolute()
     folder = path if path.is_dir() else path.parent
     files = _inside(folder) if path.is_dir() else _files([*found.files, *_projectors(found)], folder)
     reference = Reference("file", "", path.as_posix())
-    return Model(reference, folder, files, _summary(found), modified=_modified(found.first), place=path)
+    modified = _modified(found.first)
+    return Model(reference, folder, files, _summary(found), modified=modified, place=path, card=card)
+
+
+def _told(card: Path) -> "Weights | Refusal | None":
+    from mdl import carded
+
+    return carded.weights(card)
 
 
 def identified(model: Model) -> "Weights | Refusal":
@@ -53,10 +61,7 @@ def identified(model: Model) -> "Weights | Refusal":
     from mdl.weights import identify
 
     if model.card is not None:
-        from mdl import carded
-
-        found = carded.weights(model.card)
-        if found is not None:
+        if found := _told(model.card):
             return found
     elif card := _inside_card(model):  # of what mdl put there nothing lies elsewhere
         from mdl import carded, modeljson

@@ -65,10 +65,13 @@ class Importer:
         """
         if not path.exists():
             raise NotFound(f"there is no file or folder {show(str(path), 200)}", hint="check the path")
+        path = path.parent if path.name == modeljson.NAME else path
+        self._refuse_own(path.resolve())
         with disk_errors(path):
-            found = (
-                [self._item(place, path) for place in _places(path)] if path.is_dir() else [self._file(path)]
-            )
+            places = _places(path) if path.is_dir() else []
+            found = [self._item(place, path) for place in places] or [self._file(path)]
+        if self.how == "move":
+            _refuse_outside(found, path)
         names = [item.model.reference for item in found]
         if len(set(names)) < len(names):
             raise UsageError(
@@ -88,6 +91,12 @@ class Importer:
 
     # What there is
 
+    def _refuse_own(self, path: Path) -> None:
+        """What is in the cache needs no import, and must not be moved to where it is."""
+        tree = self.store.tree.resolve()
+        if path.is_relative_to(tree) or tree.is_relative_to(path):
+            raise UsageError(f"{path} is among the models of mdl", hint="mdl list shows them")
+
     def _item(self, place: Place, folder: Path) -> Item:
         if place.is_recorded:
             return self._recorded(place.mark)
@@ -103,12 +112,14 @@ class Importer:
             model = from_document(tomllib.loads(mark.read_text(encoding="utf-8")), mark.parent)
         except (OSError, ValueError) as error:
             raise IntegrityError(f"{mark} is unreadable: {show(str(error), 200)}") from None
+        anew = f"take {METADATA_NAME} away to import what is there"
         if any(file.sha256 is None for file in model.files):
-            raise IntegrityError(
-                f"{mark} has no digests", hint=f"take {METADATA_NAME} away to import it anew"
-            )
-        reference = self._named(model.reference, model.reference.version)
-        model = replace(model, reference=reference, damaged=(), problem="")
+            raise IntegrityError(f"{mark} has no digests", hint=anew)
+        if missing := [file.name for file in model.files if not (mark.parent / file.name).is_file()]:
+            raise IntegrityError(f"{show(missing[0])} is missing, which {mark} names", hint=anew)
+        if self.name or model.reference.is_api:
+            model = replace(model, reference=self._named(model.reference, model.reference.version))
+        model = replace(model, damaged=(), problem="")
         return Item(model, tuple(mark.parent / file.name for file in model.files))
 
     def _file(self, path: Path) -> Item:
@@ -160,9 +171,9 @@ class Importer:
                     files.append(self._write(item.written))
                 model = replace(item.model, files=tuple(files), modified=now())
                 current = self.store.find(model.reference)
-                if current and current.folder != item.model.folder and not current.is_absent:
-                    if _same(current, model):
-                        return current
+                if current and _same(current, model):
+                    return current
+                if self.store.folder(model.reference).exists():
                     raise _taken(model.reference)
                 return self.store.commit(model)
         raise Busy(f"{item.model.reference} is being removed while it is imported", hint="try again")
@@ -250,11 +261,11 @@ def adopt(store: Store) -> list[Model]:
 
     One that holds no model, or is broken, is called so, and not looked at again.
     """
-    found = [path for path in _dropped(store.tree) if ziparchive.is_whole(path)]
     done: list[Model] = []
-    if not found:
-        return done
-    with contextlib.suppress(MdlError, OSError), store.dropping():
+    with contextlib.ExitStack() as locks, contextlib.suppress(MdlError, OSError):
+        found = [path for path in _dropped(store.tree) if ziparchive.is_whole(path)]
+        if found:
+            locks.enter_context(store.dropping())
         for path in filter(Path.exists, found):
             try:
                 with unpacked(path, store) as (folder, digests):
@@ -333,6 +344,18 @@ def _is_part(place: Place, other: Place) -> bool:
     """Whether a place only looks like a version: it lies in the folder of another."""
     outer = other.mark.parent
     return not place.is_recorded and place.mark.parent != outer and place.mark.is_relative_to(outer)
+
+
+def _refuse_outside(items: list[Item], path: Path) -> None:
+    """Nothing is taken away, or made mdl's own, that is not in what is imported: neither what a model.json
+    names elsewhere, which may have come in an archive, nor what a link leads to."""
+    home = (path if path.is_dir() else path.parent).resolve()
+    for source in (source for item in items for source in item.sources):
+        if not source.resolve().is_relative_to(home):
+            raise UnsupportedModel(
+                f"{show(str(source), 200)} is not in what is imported, and is not taken away",
+                hint="leave out --move; an archive has to hold all that is in it",
+            )
 
 
 def _files(model: Model) -> tuple[tuple[File, ...], tuple[Path, ...]]:

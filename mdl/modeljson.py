@@ -176,8 +176,8 @@ def document(card: Card) -> dict[str, Any]:
         "quantization": card.quantization,
         "binaries": list(card.binaries),
         "size": card.size,
-        **card.metadata,
     }
+    told = {name: value for name, value in about.items() if value not in ("", None, [])}
     fields = {
         "source_url": card.source_url,
         "object": card.object,
@@ -191,7 +191,7 @@ def document(card: Card) -> dict[str, Any]:
         "format": card.format,
         "settings": dict(card.settings),
         "parameters": dict(card.parameters),
-        "metadata": {name: value for name, value in about.items() if value not in ("", None, [])},
+        "metadata": {**told, **card.metadata},
         "assets": list(card.assets),
     }
     kept = ("settings", "parameters")  # an empty place shows where to write

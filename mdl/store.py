@@ -33,6 +33,7 @@ OTHER_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".engine", ".plan", ".onnx", "
 CARD_NAME = "model.json"
 DEEPEST = 16  # folders below models/ that are looked at
 LEFTOVER_AGE = 3600.0  # seconds after which what a killed process was putting together is swept away
+NAMED_DEEP = 4  # folders of a name: host, organization, model, version
 INDEX_SCHEMA = 3
 COMMIT_TRIES = 8
 LOCK_TRIES = 200
@@ -759,8 +760,8 @@ def _swap(one: Path, other: Path) -> bool:
 
 
 def versions_in(folder: Path) -> list[Place]:
-    """Where versions lie in a folder that is not the tree, itself included."""
-    return list(_walk(folder, DEEPEST - 1))
+    """Where versions lie in a folder that is not the tree, itself included, as deep as mdl puts them."""
+    return list(_walk(folder, NAMED_DEEP))
 
 
 def _walk(folder: Path, depth: int, *, inside: bool = False) -> Iterator[Place]:
@@ -840,9 +841,11 @@ def _stem(name: str) -> str:
 
 def _tells_a_source(entry: "os.DirEntry[str]") -> bool:
     """Whether a JSON file, which has no weights of its name beside it, may tell where to get some."""
+    if not entry.is_file():  # a pipe would keep who opens it waiting
+        return False
     try:
         with Path(entry.path).open("rb") as file:
-            head = file.read(_HEAD) if entry.is_file() else b""
+            head = file.read(_HEAD)
     except OSError:
         return False
     return b"source_url" in head or b"binaries" in head

@@ -92,7 +92,7 @@ def _file(path: Path) -> Weights | Refusal:
 
 def _head(path: Path) -> tuple[bytes, int]:
     with open_file(path) as file:
-        return file.read(_SNIFFED), os.fstat(file.fileno()).st_size
+        return file.read(_SNIFFED) or b"", os.fstat(file.fileno()).st_size  # of /proc, None is nothing yet
 
 
 def _is_safetensors(head: bytes) -> bool:

@@ -352,6 +352,63 @@ def test_a_hostile_tar_leads_nowhere(library: Library, outside: Path, tmp_path: 
     assert [name for name in everything(tmp_path) if "evil" in name] == []
 
 
+def test_nothing_outside_an_archive_is_taken_or_changed_whatever_its_json_says(
+    library: Library, outside: Path
+) -> None:
+    large = weights({"padding": "x" * importing.LEAST_SHARED})
+    (outside / "mine.gguf").write_bytes(large)
+    (outside / "mine.gguf").chmod(0o640)
+    for name, card in (("model.json", "m/model.json"), ("one.json", "m/one.json")):
+        content = json.dumps({"source_url": str(outside / "mine.gguf")}).encode()
+        zipped(outside / "x.zip", {card: content})
+        with pytest.raises(UnsupportedModel, match="is not in what is imported"):
+            bring(library, outside / "x.zip")
+        drop(library, f"{name}.zip", (outside / "x.zip").read_bytes())
+    assert names(library) == []
+    assert (outside / "mine.gguf").read_bytes() == large
+    assert stat.S_IMODE((outside / "mine.gguf").stat().st_mode) == 0o640
+
+
+def test_what_a_link_leads_to_is_not_moved(library: Library, outside: Path) -> None:
+    (outside / "far.gguf").write_bytes(Q4)
+    (outside / "m").mkdir()
+    (outside / "m/m.gguf").symlink_to(outside / "far.gguf")
+    with pytest.raises(UnsupportedModel, match="is not in what is imported"):
+        bring(library, outside / "m", "move")
+    assert (bring(library, outside / "m")[0].folder / "m.gguf").read_bytes() == Q4
+    assert everything(outside).keys() == {"far.gguf", "m/m.gguf"}
+
+
+@pytest.mark.parametrize("how", ["", "move"])
+def test_what_is_in_the_cache_is_not_imported_into_it(
+    library: Library, fetched: Model, how: importing.How
+) -> None:
+    for path in (fetched.folder, fetched.folder.parent, library.store.tree, library.settings.home):
+        with pytest.raises(UsageError, match="is among the models of mdl"):
+            bring(library, path, how)
+    assert library.store.is_whole(fetched)
+
+
+def test_a_folder_that_lacks_what_its_metadata_name_is_refused(
+    library: Library, fetched: Model, outside: Path
+) -> None:
+    shutil.copytree(fetched.folder, outside / "m")
+    (outside / "m/LICENSE").unlink()
+    with pytest.raises(IntegrityError, match="'LICENSE' is missing"):
+        bring(library, outside / "m")
+
+
+def test_a_version_that_came_from_an_address_of_its_own_comes_back_there(
+    library: Library, outside: Path
+) -> None:
+    (outside / "m.gguf").write_bytes(Q4)
+    version = library.download(f"file://{outside}/m.gguf")
+    shutil.move(version.folder, outside / "kept")
+    (outside / "m.gguf").unlink()
+    [model] = bring(library, outside / "kept")
+    assert (model.reference, model.files) == (version.reference, version.files)
+
+
 @pytest.mark.parametrize(
     ("size", "what"), [(0xFFFF0000, "times as large"), (10, "taken apart"), (2 << 20, "taken apart")]
 )

@@ -1,6 +1,7 @@
 """model.json: read as people write it, written strictly; models that have one, several, or nothing else."""
 
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -307,6 +308,24 @@ def test_source_url_may_be_local(library: Library, source: str) -> None:
     path = put(library, "mine/demo.gguf", Q4)
     put(library, "mine/model.json", {"source_url": source.format(folder=path.parent)})
     assert library.weights(library.here("mine")).first == path
+
+
+def test_a_folder_with_a_model_json_is_a_model_by_its_path_too(library: Library, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.gguf").write_bytes(Q4)
+    (tmp_path / "model.json").write_text('{"source_url": "./b.gguf", "top_k": 3}')
+    assert library.weights(library.here(str(tmp_path))).first == tmp_path / "b.gguf"
+    assert set_of(library, str(tmp_path))[1] == {"top_k": 3}
+    (tmp_path / "model.json").write_text('{"metadata": {"engine": "vllm"}}')
+    with pytest.raises(UnsupportedModel, match="engine vllm"):
+        library.here(str(tmp_path))
+
+
+def test_a_pipe_called_like_a_json_keeps_nobody_waiting(library: Library) -> None:
+    put(library, "mine/mine.gguf", Q4)
+    for name in ("mine/other.json", "mine/model.json", "pipe.json", "pipe.gguf", "pipe.zip"):
+        os.mkfifo(library.store.tree / name)
+    assert "mine" in names(library)
 
 
 def test_source_url_may_be_in_the_home_folder(
