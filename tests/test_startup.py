@@ -9,7 +9,7 @@ import pytest
 
 HEAVY = """
     rich huggingface_hub oras gguf llama_cpp numpy pydantic starlette uvicorn requests httpx urllib3 asyncio
-    jinja2 prompt_toolkit portalocker tomli_w ssl
+    jinja2 prompt_toolkit portalocker tomli_w tomlkit ssl
 """.split()
 
 
