@@ -79,7 +79,7 @@ def of(
 
     Raises UsageError for what the environment says that cannot be; what files say wrongly becomes a note.
     """
-    shipped, own = profilefile.matching(model, name, path)
+    shipped, own = profilefile.matching(model, library.settings.aliases.get(name, name), path)
     found = [
         *_of_weights(model, weights),
         Layer("the catalog", catalog.profile(model.reference)),

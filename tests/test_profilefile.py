@@ -429,6 +429,17 @@ def test_a_name_works_wherever_a_model_is_named(mdl: Mdl, place: Callable[..., P
     assert settings["parameters"]["top_k"] == {"value": 3, "source": "the profile a"}
 
 
+def test_an_alias_may_stand_for_a_name_of_a_profile(mdl: Mdl, place: Callable[..., Path]) -> None:
+    place(loud='names = ["gpt-4"]\nmodels = ["demo"]\nsystem = "Answer in uppercase."')
+    assert mdl("alias", "set", "mine", "gpt-4").returncode == 0
+    assert mdl("chat", "mine", "--temperature", "0", QUESTION).stdout.strip() == LOUD
+
+
+def test_a_name_may_be_that_of_a_model_that_is_here(mdl: Mdl, place: Callable[..., Path]) -> None:
+    place(a='names = ["demo"]\nmodels = ["demo"]\nsystem = "Answer in uppercase."')
+    assert mdl("chat", "demo", "--temperature", "0", QUESTION).stdout.strip() == LOUD
+
+
 # A client that cannot choose a model is given one by its key
 
 

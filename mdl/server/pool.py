@@ -109,8 +109,8 @@ class Pool:
         return tuple(self._entries.values())
 
     def has(self, model: Model) -> bool:
-        """Whether it is up, or on its way."""
-        return bool(self._of(model))
+        """Whether it is up, or on its way. May be asked from any thread."""
+        return any(at[:2] == key(model) for at in tuple(self._entries))
 
     @asynccontextmanager
     async def borrow(
