@@ -13,6 +13,7 @@ from ggufmaker import model as weights
 from hub import Hub
 from hypothesis import given
 from hypothesis import strategies as st
+from serving import Server, text
 from test_cli import Mdl, documents, mdl  # noqa: F401
 from tiny import DEMO
 
@@ -126,8 +127,8 @@ def test_whatever_the_fields_hold_it_is_read_and_what_is_written_reads_back(fiel
 @pytest.mark.parametrize("state", STATES)
 def test_every_spelling_of_a_state_is_known(state: str) -> None:
     for spelling in (state, *STATES[state]):
-        for text in (spelling, spelling.upper(), spelling.replace("-", "_"), spelling.replace("-", " ")):
-            assert parse(json.dumps({"state": text})).state == state
+        for said in (spelling, spelling.upper(), spelling.replace("-", "_"), spelling.replace("-", " ")):
+            assert parse(json.dumps({"state": said})).state == state
     assert parse('{"state": "toDownload"}').state == "not-downloaded"
     assert parse('{"state": null}').state == ""
     assert parse('{"state": true}').state == "ready"
@@ -227,8 +228,8 @@ def test_one_folder_may_hold_a_json_for_each_quantization(library: Library) -> N
     assert names(library) == ["llama:q4", "llama:q8"]
     assert names(library) == ["llama:q4", "llama:q8"]  # from the index
     for name in ("q4", "q8"):
-        for text in (f"llama/{name}", f"llama:{name}"):
-            found = library.here(text)
+        for asked in (f"llama/{name}", f"llama:{name}"):
+            found = library.here(asked)
             assert library.weights(found).first.name == f"{name}.gguf"
             assert found.place == library.store.tree / f"llama/{name}.gguf"
         assert modeljson.of(found).id == f"llama/{name}"
@@ -463,6 +464,27 @@ def test_an_inspection_of_the_source_goes_there(mdl: Mdl, tmp_path: Path, hub: H
     folder.mkdir(parents=True)
     (folder / "model.json").write_text('{"source_url": "org/demo-GGUF"}')
     assert documents(mdl("inspect", "far", "--remote", "--json"))["path"] == "org/demo-GGUF"
+
+
+def test_a_server_answers_by_each_json_and_offers_only_what_is_here(library: Library) -> None:
+    for name, stop in (("whole", []), ("short", ["capital"])):
+        put(library, f"two/{name}.gguf", DEMO.read_bytes())
+        put(library, f"two/{name}.json", {"parameters": {"stop": stop}})
+    put(library, "far/model.json", {"source_url": "org/demo-GGUF"})
+    put(library, "other/model.json", {"engine": "vllm"})
+    put(library, "dropped.gguf", DEMO.read_bytes())
+    with Server(library.settings.home) as server:
+        _, listed, _ = server.ask("GET", "/v1/models")
+        ids = {model["id"] for model in listed["data"]}
+        assert {"two:whole", "two:short", "dropped"} <= ids
+        assert not {"far", "other"} & ids
+        assert text(server.chat(model="two:whole")[1]) == "The capital of France is Paris."
+        assert text(server.chat(model="two/short")[1]).strip() == "The"
+        assert text(server.chat(model="dropped")[1]) == "The capital of France is Paris."
+        status, answer = server.chat(model="far")
+        assert (status, "mdl download far" in answer["error"]["message"]) == (404, True)
+        status, answer = server.chat(model="other")
+        assert (status, "engine vllm" in answer["error"]["message"]) == (422, True)
 
 
 # What cannot run here
