@@ -5,6 +5,7 @@ Version 1 had all keys at the top. Version 2 has those of the network and of the
 A file without a version was written by hand, and is of the version that its keys are of.
 """
 
+import codecs
 import os
 import re
 import stat
@@ -59,10 +60,10 @@ def content(path: Path) -> str:
     """What is in a file, "" if there is none. Raises DiskError for what is no text, or cannot be read."""
     try:
         with path.open("rb") as file:
-            data = file.read(LARGEST + 1)
+            data = file.read(LARGEST + 1).removeprefix(codecs.BOM_UTF8)  # as Notepad writes it
         if len(data) > LARGEST:
             raise DiskError(f"{path} is larger than {LARGEST} bytes", hint="mend it, or move it away")
-        return data.decode("utf-8").replace("\r\n", "\n")
+        return data.decode("utf-8")
     except FileNotFoundError:
         return ""
     except UnicodeDecodeError as error:
@@ -138,7 +139,7 @@ def position(text: str, place: Sequence[str]) -> tuple[int, int] | None:
     """Line and column, from 1, of the statement that sets a key, given by its tables and its name.
 
     It is where the beginning of a file, as long as that can be read, first has the key."""
-    lines = text.split("\n")
+    lines = text.replace("\r\n", "\n").split("\n")
     tries = WORK // (len(text) + 1)
 
     def sets(count: int) -> bool | None:
@@ -333,7 +334,7 @@ def _write(path: Path, text: str, mode: int) -> None:
     try:
         beside.unlink(missing_ok=True)
         beside.touch(0o600)
-        with beside.open("w", encoding="utf-8") as file:
+        with beside.open("w", encoding="utf-8", newline="") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())

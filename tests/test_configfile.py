@@ -31,6 +31,14 @@ def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
+def test_the_configuration_is_one_toml_file_with_a_version_number(path: Path) -> None:
+    config.save("jobs", 3)
+    config.save_alias("fast", "org/name")
+    document = tomllib.loads(path.read_text())
+    assert document == {"version": 2, "network": {"jobs": 3}, "aliases": {"fast": "org/name"}}
+    assert configfile.template().startswith("version = 2\n")
+
+
 # Every key
 
 # Two values of each type, as text.
@@ -275,6 +283,20 @@ def test_a_change_keeps_comments_and_order(path: Path) -> None:
     config.save("pull", None)
     config.save("aliases", None, "slow")
     assert path.read_text() == NEW
+
+
+def test_lines_end_as_they_did(path: Path) -> None:
+    path.write_bytes(b"# mine\r\n[network]\r\njobs = 2\r\n")
+    config.save("jobs", 3)
+    assert path.read_bytes() == b"# mine\r\n[network]\r\njobs = 3\r\n"
+    path.write_bytes(path.read_bytes().replace(b"3", b"0"))
+    with pytest.raises(UsageError, match="line 3, column 1"):
+        config.load()
+
+
+def test_a_byte_order_mark_is_no_part_of_the_file(path: Path) -> None:
+    path.write_bytes(b"\xef\xbb\xbfpull = 'never'\n")
+    assert config.load().pull == "never"
 
 
 def test_a_change_that_breaks_the_file_is_not_written(path: Path) -> None:

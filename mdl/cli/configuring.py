@@ -166,7 +166,7 @@ def _set(named: Named, given: list[str], json: bool) -> None:
     key = KEYS[named.name]
     values = given or ([_secret(named)] if key.secret else [])
     if not values:
-        raise UsageError(f"set {named} to what?", hint=f"it takes a {key.type}: mdl config set {named} VALUE")
+        raise UsageError(f"set {named} to what?", hint=f"it takes {key.type}: mdl config set {named} VALUE")
     if named.entry or not key.variable:
         _set_entry(named, values)
     else:
