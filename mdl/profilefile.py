@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from mdl import config
-from mdl.errors import MdlError, NotFound, UsageError
+from mdl.errors import DiskError, MdlError, NotFound, UsageError
 from mdl.model import Model
 from mdl.profiles import Profile
 from mdl.profiletext import LARGEST, Written, load, parse, read
@@ -70,7 +70,11 @@ def users() -> Shelf:
     """The user's own, in the order in which they count. What is broken is left out, and told."""
     written: list[Written] = []
     failures: list[MdlError] = []
-    for path in _files(folder()):
+    try:
+        paths = files()
+    except DiskError as failure:
+        return Shelf((), (failure,))
+    for path in paths:
         try:
             written += read(path)
         except MdlError as failure:
@@ -79,15 +83,13 @@ def users() -> Shelf:
 
 
 def shipped() -> Shelf:
-    """Those that ship with mdl, or what `refresh` put in their place."""
-    failures: tuple[MdlError, ...] = ()
-    for path in (refreshed(), SHIPPED):
-        try:
-            if path.exists():
-                return Shelf(_shipped(path), failures)
-        except MdlError as failure:
-            failures = (*failures, failure)
-    return Shelf((), failures)
+    """Those that ship with mdl, or what `refresh` put in their place, if that can be used."""
+    try:
+        return Shelf(_shipped(refreshed()))
+    except (FileNotFoundError, DiskError):  # there are none, or there is no home at all
+        return Shelf(_shipped(SHIPPED))
+    except MdlError as failure:
+        return Shelf(_shipped(SHIPPED), (failure,))
 
 
 def all_profiles() -> Shelf:
@@ -133,8 +135,15 @@ def meant(name: str, asked: Asked, here: Here) -> Meant | None:
 
 
 def files() -> list[Path]:
-    """The files of the user's profiles."""
-    return _files(folder())
+    """The files of the user's profiles. Raises DiskError."""
+    place = folder()
+    try:
+        found = sorted(path for path in place.iterdir() if path.suffix == ".toml" and path.name[0] != ".")
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise DiskError(f"{place} cannot be read: {error.strerror}", hint="check its permissions") from None
+    return found[:MOST_FILES]
 
 
 def names() -> list[str]:
@@ -206,14 +215,6 @@ def _source(written: Written) -> str:
 
 
 # Files
-
-
-def _files(folder: Path) -> list[Path]:
-    try:
-        found = sorted(path for path in folder.iterdir() if path.suffix == ".toml" and path.name[0] != ".")
-    except OSError:
-        return []
-    return found[:MOST_FILES]
 
 
 def _shipped(path: Path) -> tuple[Written, ...]:

@@ -576,6 +576,16 @@ def test_a_broken_profile_is_an_error_of_check_and_a_warning_elsewhere(
     assert any("bad.toml, line 1" in note for note in notes)
 
 
+def test_a_folder_that_cannot_be_read_is_told_too(mdl: Mdl, place: Callable[..., Path]) -> None:
+    folder = place() / "profiles"
+    folder.rmdir()
+    assert mdl("profile", "check").returncode == 0  # there is none
+    folder.write_text("a file")
+    assert mdl("profile", "check").returncode == 7
+    answered = mdl("chat", "demo", QUESTION)
+    assert (answered.returncode, "profiles cannot be read" in answered.stderr) == (0, True)
+
+
 def test_check_reads_the_templates_too(mdl: Mdl, place: Callable[..., Path]) -> None:
     place(bad="chat_template = '{% if %}'", good="chat_template = '{{ messages }}'")
     found = mdl("profile", "check", "--json")

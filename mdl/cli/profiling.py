@@ -16,7 +16,8 @@ from mdl.reference import show as shown
 if TYPE_CHECKING:
     from mdl.profiletext import Written
 
-HEAD = ("PROFILE", "NAMES", "FOR", "SETS", "FROM")
+HEAD = ("PROFILE", "FROM", "NAMES", "FOR")
+MOST_NAMES = 2  # that the list shows
 EXAMPLE = """\
 # What clients may call it; these names are in /v1/models, and work wherever a model is named.
 names = ["gpt-4", "gpt-4o"]
@@ -117,7 +118,7 @@ def _list(rest: list[str], *, json: bool, quiet: bool) -> int:
         for written in found:
             ui.out(written.title)
     elif found:
-        ui.table(HEAD, [_row(written) for written in found])
+        ui.table(HEAD, [_row(written) for written in found], prose=True)
     else:
         ui.talk("no profiles yet: mdl profile new NAME --model MODEL --system TEXT")
     return 0
@@ -126,23 +127,15 @@ def _list(rest: list[str], *, json: bool, quiet: bool) -> int:
 def _row(written: "Written") -> tuple[str, ...]:
     models = ", ".join(_short(condition.text) for condition in written.models) or "all models"
     paths = f" over {', '.join(written.paths)}" if written.paths else ""
-    source = "mdl" if written.shipped else "you"
-    cells = written.title, ", ".join(written.names) or "-", models + paths, _sets(written), source
-    return tuple(ui.inert(cell, one_line=True) for cell in cells)
+    names = ", ".join(written.names[:MOST_NAMES]) or "-"
+    more = len(written.names) - MOST_NAMES
+    names += f" (+{more})" if more > 0 else ""
+    return written.title, "mdl" if written.shipped else "you", names, models + paths
 
 
 def _short(condition: str) -> str:
     """With twelve digits of a digest."""
     return re.sub(r"([0-9a-f]{12})[0-9a-f]{52}(:[0-9]+)?", r"\1", condition)
-
-
-def _sets(written: "Written") -> str:
-    from mdl.profiles import Profile
-
-    profile, nothing = written.profile, Profile()
-    texts = ("system", "template", "completion_template", "messages", "adapters")
-    names = [name for name in texts if getattr(profile, name) != getattr(nothing, name)]
-    return ", ".join((*names, *profile.settings, *profile.sampling)) or "-"
 
 
 def _document(written: "Written") -> dict[str, Any]:
