@@ -302,6 +302,17 @@ def test_others_are_answered_while_a_grammar_is_tried(demo: Engine) -> None:
     assert "more than 3 seconds" in heard.get(timeout=1).message  # found out once
 
 
+def test_a_new_form_does_not_wait_for_those_that_take_long(demo: Engine) -> None:
+    heard: SimpleQueue[Any] = SimpleQueue()
+    slow = [schema({"type": "integer", "multipleOf": 999_979 - 2 * number}) for number in range(5)]
+    chats = [Chat((Message("user", "Hi"),), format=form) for form in slow]
+    cancels = [demo.submit(chat, heard.put) for chat in chats]
+    assert text_of(ask(demo, schema({"const": "good"}))) == '"good"'
+    assert heard.qsize() < 5
+    for cancel in cancels:
+        cancel()
+
+
 def test_a_request_that_is_cancelled_while_its_grammar_is_tried_hears_nothing(demo: Engine) -> None:
     heard: SimpleQueue[Any] = SimpleQueue()
     demo.submit(Chat((Message("user", "Hi"),), format=schema({"enum": ["a", "b", "never"]})), heard.put)()

@@ -19,6 +19,7 @@ from mdl.engine.request import Format
 from mdl.errors import EngineError, MdlError, UsageError
 
 SECONDS = 3.0
+SHORT_SECONDS = 0.3  # of the first try: few take as long
 MEMORY = 1 << 30
 STACK = 1 << 20  # a small one: what fits into it fits everywhere
 STEPS = 64
@@ -30,21 +31,24 @@ _START = "import sys; sys.path[:] = sys.argv[1:]; from mdl.engine.checking impor
 class Checker:
     """Tries grammars for models of so many tokens, with these control tokens. Used from any thread.
 
-    Its process starts with it, and again when it is needed after it ended, or was idle for a minute.
+    Its process starts with it, unless it is `lazy`, and again when it is needed after it ended, or was idle
+    for a minute.
     """
 
-    def __init__(self, size: int, controls: Mapping[str, int], ends: Collection[int]) -> None:
+    def __init__(
+        self, size: int, controls: Mapping[str, int], ends: Collection[int], *, lazy: bool = False
+    ) -> None:
         self._vocabulary = _line([size, dict(controls), sorted(ends)])
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._ready = False
         self._idle: threading.Timer | None = None
         with suppress(EngineError):
-            self._process = self._start()
+            self._process = None if lazy else self._start()
 
-    def check(self, format: Format) -> None:
-        """Takes a moment, three seconds at most. Raises UsageError for what cannot be used, or takes too much
-        time or memory; EngineError where no process can be started."""
+    def check(self, format: Format, seconds: float = SECONDS) -> None:
+        """Takes a moment. Raises UsageError for what cannot be used, or takes too much memory, TimeoutError
+        for what takes more than so many seconds; EngineError where no process can be started."""
         with self._lock:
             if self._idle:
                 self._idle.cancel()
@@ -52,7 +56,7 @@ class Checker:
                 self._end()
             process = self._process = self._process or self._start()
             self._await(process)
-            wrong = self._ask(process, _line([format.kind, format.text]))
+            wrong = self._ask(process, _line([format.kind, format.text]), seconds)
             self._idle = threading.Timer(IDLE_SECONDS, self.close)
             self._idle.daemon = True
             self._idle.start()
@@ -71,8 +75,8 @@ class Checker:
             raise EngineError("a grammar cannot be tried: the process for it has ended")
         self._ready = True
 
-    def _ask(self, process: subprocess.Popen[bytes], question: bytes) -> str:
-        late = threading.Timer(SECONDS, process.kill)
+    def _ask(self, process: subprocess.Popen[bytes], question: bytes, seconds: float) -> str:
+        late = threading.Timer(seconds, process.kill)
         late.start()
         try:
             _pipe(process.stdin).write(question)
@@ -85,9 +89,9 @@ class Checker:
         if answer:
             return str(json.loads(answer))
         self._end()
-        return "the grammar takes too much " + (
-            "memory" if in_time else f"time: more than {SECONDS:g} seconds"
-        )
+        if not in_time:
+            raise TimeoutError
+        return "the grammar takes too much memory"
 
     def _start(self) -> subprocess.Popen[bytes]:
         paths = [*(str(Path(entry).absolute()) for entry in sys.path), str(Path(__file__).parents[2])]

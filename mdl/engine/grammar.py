@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from time import perf_counter
 from typing import Any
 
-from mdl.engine.checking import Checker
+from mdl.engine.checking import SECONDS, SHORT_SECONDS, Checker
 from mdl.engine.gbnf import to_lark
 from mdl.engine.pattern import translated
 from mdl.engine.request import Format
@@ -43,6 +43,7 @@ class Grammars:
         import numpy
 
         self._checker = Checker(len(pieces), controls, ends)  # starts while the vocabulary is read
+        self._patient = Checker(len(pieces), controls, ends, lazy=True)
         self._tokenizer = vocabulary(pieces, controls, ends, tokenize)
         self._mask = numpy.zeros((len(pieces) + 31) // 32 * 4, numpy.uint8)
         self._size = len(pieces)
@@ -53,14 +54,26 @@ class Grammars:
         """Whether `constraint` answers at once."""
         return format in self._known
 
-    def prepare(self, format: Format) -> None:
-        """Tries and compiles it, or finds out what is wrong with it. Takes seconds at worst; any thread may
-        call it."""
+    def prepare(self, format: Format, patient: bool = True) -> bool:
+        """Tries and compiles it, or finds out what is wrong with it. Takes seconds at worst; unless `patient`
+        a moment, after which it may still be unknown: then False. Any thread may call it: who is not patient
+        does not wait for who is."""
         try:
-            self._checker.check(format)
+            if patient:
+                self._patient.check(format, SECONDS)
+            else:
+                self._checker.check(format, SHORT_SECONDS)
             prepared = compiled(self._tokenizer, format)
+        except TimeoutError:
+            if not patient:
+                return False
+            prepared = UsageError(f"the grammar takes too much time: more than {SECONDS:g} seconds")
         except MdlError as error:
             prepared = error
+        self._keep(format, prepared)
+        return True
+
+    def _keep(self, format: Format, prepared: Any) -> None:
         with self._lock:
             self._known[format] = prepared
             if len(self._known) > MOST_COMPILED:
@@ -80,8 +93,9 @@ class Grammars:
         return Constraint(known.deep_copy(), self._mask, self._size)
 
     def close(self) -> None:
-        """Ends the process that tries grammars."""
+        """Ends the processes that try grammars."""
         self._checker.close()
+        self._patient.close()
 
 
 class Constraint:

@@ -516,13 +516,13 @@ class Runner:
         """Whether `constraint` answers at once."""
         return self._grammars is not None and bool(self._grammars.knows(format))
 
-    def prepare(self, format: Format) -> None:
-        """Makes `constraint` answer at once. Takes seconds at worst; any thread may call it."""
+    def prepare(self, format: Format, patient: bool = True) -> bool:
+        """Makes `constraint` answer at once. Takes seconds at worst; unless `patient` a moment, after which
+        the form may still be unknown: then False. Any thread may call it."""
         with self._preparing:
             if self._grammars is None:
                 self._grammars = self._new_grammars()
-            if not self._grammars.knows(format):
-                self._grammars.prepare(format)
+        return self.knows(format) or bool(self._grammars.prepare(format, patient))
 
     def _new_grammars(self) -> Any:
         from mdl.engine.grammar import Grammars

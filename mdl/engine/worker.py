@@ -22,6 +22,7 @@ from mdl.engine import wire
 from mdl.engine.answer import Answer
 from mdl.engine.embedding import Embeddings
 from mdl.engine.prefix import Copy, Cut, Own, Shared
+from mdl.engine.preparing import Preparing
 from mdl.engine.request import (
     Chat,
     Completion,
@@ -120,6 +121,7 @@ class Worker:
         self.sequences: dict[int, Sequence] = {}
         self.unsent: dict[int, Sequence] = {}
         self.preparing: set[int] = set()
+        self.forms = Preparing(self.find_out, self.preparing.__contains__)
         self.settings = settings
         self.embeddings: Embeddings | None = None  # made when somebody asks for it
         self.flushed = 0.0
@@ -159,6 +161,8 @@ class Worker:
                 return
             self.preparing.discard(request)
         try:
+            if error := message.get("again"):
+                raise error
             for what, answer in _ASKED.items():
                 if what in message:
                     answer(self, request, message[what])
@@ -168,18 +172,17 @@ class Worker:
             self.pipes.send(id=request, error=wire.pack_error(error))
 
     def prepare(self, message: wire.Wire, format: Format) -> None:
-        """What a form takes, beside the answers of others; then the message comes again."""
-
-        def work() -> None:
-            try:
-                self.runner.prepare(format)
-            except Exception:  # noqa: BLE001 - the request would wait for ever
-                traceback.print_exc()
-                os._exit(BUG)
-            self.pipes.inbox.put(message | {"again": True})
-
+        """What a form takes, beside the answers of others; then the message comes again, or an error."""
         self.preparing.add(message["id"])
-        threading.Thread(target=work, daemon=True).start()
+        self.forms.add(message["id"], format, lambda error: self.pipes.inbox.put(message | {"again": error}))
+
+    def find_out(self, format: Format, patient: bool) -> bool:
+        try:
+            found: bool = self.runner.prepare(format, patient)
+        except Exception:  # noqa: BLE001 - the request would wait for ever
+            traceback.print_exc()
+            os._exit(BUG)
+        return found
 
     def constraint(self, format: Format) -> Any:
         """Raises UsageError for a form that cannot be kept to."""
