@@ -29,6 +29,8 @@ from mdl.weights import Weights, identify
 
 QUESTION = "What is the capital of France?"
 QUIET, LOUD = "The capital of France is Paris.", "THE CAPITAL OF FRANCE IS PARIS."
+PIRATE = "The capital of France is Paris, arr!"
+LORA = Path(__file__).parent / "models" / "mdl-demo-pirate-lora.gguf"
 COMPLETIONS = "/v1/completions"
 
 Mdl = Callable[..., subprocess.CompletedProcess[str]]
@@ -151,6 +153,28 @@ def test_settings_are_kept_apart_and_each_name_has_its_own(server: Server) -> No
     status, answer = server.chat(long, model="small", max_tokens=1)
     assert (status, answer["error"]["code"]) == (400, "context_length_exceeded")
     assert server.chat(long, model="demo", max_tokens=1)[0] == 200
+
+
+def test_names_of_one_model_may_have_adapters_of_their_own(
+    tmp_path: Path, place: Callable[..., Path]
+) -> None:
+    place(
+        pirate=f'names = ["pirate"]\nmodels = ["demo"]\nadapters = ["{LORA}"]',
+        loud='names = ["loud"]\nmodels = ["demo"]\nsystem = "Answer in uppercase."',
+    )
+    (tmp_path / "home").mkdir()
+    with Server(tmp_path / "home") as server:
+        assert [said(server, name) for name in ("demo", "pirate", "loud", "demo")] == [
+            QUIET,
+            PIRATE,
+            LOUD,
+            QUIET,
+        ]
+        engines = server.ask("GET", "/mdl/engines")[1]["engines"]
+        assert len(engines) == 2  # what differs in its prompt alone shares one
+        stop = json.dumps({"model": "pirate"}).encode()
+        assert server.ask("POST", "/mdl/engines/stop", stop)[0] == 200
+        assert server.ask("GET", "/mdl/engines")[1]["engines"] == []
 
 
 def test_the_template_is_kept_apart(server: Server) -> None:
