@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import random
 import shutil
 import stat
 import struct
@@ -10,17 +11,19 @@ import subprocess
 import sys
 import tarfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from faults import KILLED, Place, Ran, points, promised, strike
 from ggufmaker import MODEL, make
 from ggufmaker import model as weights
 from hub import Hub
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_cli import Mdl, documents, mdl  # noqa: F401
+from test_faults import FULL, SEED, go_through
 from tiny import DEMO
 
 from mdl import dropped, importing, modeljson, ziparchive
@@ -603,3 +606,78 @@ def test_an_adoption_that_was_killed_goes_on(library: Library) -> None:
     drop(library, "mine.gguf", Q4)
     assert names(library) == ["mine"]
     assert everything(library.store.tree).keys() == {"mine/mine.gguf", "mine/model.json"}
+
+
+# Whatever fails or kills a command
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Place:
+    """A home with a model in it, and an empty cache."""
+    place = Place(tmp_path / "home")
+    place.cache.joinpath("models").mkdir(parents=True)
+    (place.root / "llama").mkdir()
+    (place.root / "llama/llama-Q4_K_M.gguf").write_bytes(Q4)
+    (place.root / "llama/model.json").write_text('{"description": "mine"}')
+    return place
+
+
+@pytest.mark.timeout(600)
+def test_whatever_fails_or_kills_an_import_nothing_is_lost_and_it_gets_there(scene: Place) -> None:
+    whole = {"llama:Q4_K_M": {"llama-Q4_K_M.gguf": Q4, "model.json": b'{"description": "mine"}'}}
+
+    def again(place: Place, _: Ran) -> None:
+        assert place.run("import", "llama").code == 0
+        assert place.contents() == promised(whole)
+
+    go_through(scene, ("import", "llama"), {7}, 8, again, right=({}, whole))
+
+
+@pytest.mark.timeout(600)
+def test_whatever_fails_or_kills_a_list_what_was_dropped_is_not_lost(scene: Place) -> None:
+    shutil.move(scene.root / "llama/llama-Q4_K_M.gguf", scene.cache / "models/llama.gguf")
+    shutil.move(scene.root / "llama/model.json", scene.cache / "models/llama.json")
+    whole = {"llama": {"llama.gguf": Q4, "model.json": b'{"description": "mine"}'}}
+
+    def again(place: Place, ran: Ran) -> None:
+        kept = [path for path in place.cache.rglob("*.gguf") if path.read_bytes() == Q4]
+        assert len(kept) == 1
+        assert ran.code in (0, 7, -9)
+        assert place.run("list", "-q").out == "llama\n"
+        assert place.contents() == promised(whole)
+
+    assert strike_all(scene, ("list", "-q"), ("rename", "mkdir", "openat", "scandir", "flock"), again) >= 5
+
+
+@pytest.mark.timeout(600)
+def test_an_import_that_is_killed_while_it_moves_loses_nothing(scene: Place) -> None:
+    command = ("import", "--move", "llama")
+    source = scene.root / "llama"
+
+    def again(place: Place, _: Ran) -> None:
+        here = place.root / source.name
+        kept = [path for path in place.root.rglob("*.gguf") if path.read_bytes() == Q4]
+        assert kept
+        assert all(place.library.store.is_whole(model) for model in place.library.list())
+        if (here / "llama-Q4_K_M.gguf").exists():
+            assert place.run(*command).code == 0
+        assert [str(model.reference) for model in place.library.list()] == ["llama:Q4_K_M"]
+
+    assert strike_all(scene, command, ("unlink", "rename", "rmdir", "link", "linkat"), again) >= 5
+
+
+def strike_all(
+    scene: Place, command: tuple[str, ...], calls: tuple[str, ...], then: Callable[[Place, Ran], None]
+) -> int:
+    """Kill a command at some of its calls, each time on a copy; how many times it was."""
+    scene.copy(scene.root.with_name("warm")).run(*command)
+    found = [p for p in points(scene.copy(scene.root.with_name("traced")), *command) if p.call in calls]
+    chosen = found if FULL else random.Random(SEED).sample(found, min(len(found), 8))
+    struck = 0
+    for number, point in enumerate(chosen):
+        place = scene.copy(scene.root.with_name(f"home{number}"))
+        ran, is_struck = strike(place, point, KILLED, *command)
+        struck += is_struck
+        then(place, ran)
+    print(f"\nmdl {command[0]}: {struck} kills survived of {len(chosen)}")
+    return struck
