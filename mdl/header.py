@@ -146,6 +146,25 @@ def open_file(path: Path) -> FileIO:
     raise UnsupportedModel(f"{path} is not a regular file")
 
 
+LARGEST_TEXT = 1 << 20  # bytes
+
+
+def read_text(path: Path) -> str:
+    """What lies beside weights, as a text in UTF-8. Raises UnsupportedModel, with the name of the file, for
+    what cannot be read as one."""
+    try:
+        with open_file(path) as file:
+            data = file.read(LARGEST_TEXT + 1)
+    except OSError as error:
+        raise UnsupportedModel(f"{path.name} cannot be read: {error.strerror}") from None
+    if len(data) > LARGEST_TEXT:
+        raise UnsupportedModel(f"{path.name} is longer than {LARGEST_TEXT:,} bytes")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise UnsupportedModel(f"{path.name} is no text in UTF-8") from None
+
+
 def read(path: Path, parse: Callable[[Any, int], Parsed]) -> Parsed:
     """What `parse` makes of the file's header; raises OSError and UnsupportedModel, which names the file.
 

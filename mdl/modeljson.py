@@ -16,14 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 from mdl import lenient
 from mdl.errors import UnsupportedModel
-from mdl.header import encodable, line, open_file
+from mdl.header import line, read_text
 from mdl.profiles import Profile, merged
 
 if TYPE_CHECKING:
     from mdl.model import Model
 
 NAME = "model.json"
-LARGEST = 1 << 20  # bytes
 LONGEST_URL = 2048  # characters
 MOST_BINARIES = 1000
 MOST_NOTES = 20
@@ -101,7 +100,7 @@ class Card:
 
 def read(path: Path) -> Card:
     """The card in a file. Raises UnsupportedModel, with line and column, for what is no JSON object."""
-    return parse(_text(path), path.name)
+    return parse(read_text(path), path.name)
 
 
 def read_or_note(path: Path) -> Card:
@@ -362,17 +361,3 @@ def _pairs(items: list[Any]) -> Iterator[tuple[str, Any]]:
 
 def _plain(text: str) -> str:
     return re.sub(r"[\s._-]", "", text).casefold()
-
-
-def _text(path: Path) -> str:
-    try:
-        with open_file(path) as file:
-            data = file.read(LARGEST + 1)
-    except OSError as error:
-        raise UnsupportedModel(f"{path.name} cannot be read: {error.strerror}") from None
-    if len(data) > LARGEST:
-        raise UnsupportedModel(f"{path.name} is longer than {LARGEST:,} bytes")
-    try:
-        return encodable(data.decode("utf-8-sig"))
-    except UnicodeDecodeError:
-        raise UnsupportedModel(f"{path.name} is no text in UTF-8") from None

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mdl.errors import UnsupportedModel
-from mdl.header import encodable, line, open_file
+from mdl.header import encodable, line, read_text
 from mdl.profiles import Profile, merged
 
 if TYPE_CHECKING:
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 OLLAMA = "ollama.json"  # the configuration of Ollama's models: what lies beside it is as they have it
 GENERATION = "generation_config.json"  # as transformers writes it
-LARGEST = 1 << 20  # bytes of a file that is read
 MOST_MESSAGES = 1000
 # Of a generation_config.json: what says how the next token is chosen. The rest is for transformers alone.
 _CHOOSES = ("temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty")
@@ -54,7 +53,7 @@ def _generation(path: Path) -> Profile:
 def _jinja(path: Path) -> Profile:
     """A template that was packed beside the weights on purpose."""
     try:
-        return Profile(template=_text(path), template_source=path.name)
+        return Profile(template=read_text(path), template_source=path.name)
     except UnsupportedModel as failure:
         return Profile(notes=(failure.message,))
 
@@ -74,7 +73,7 @@ def _of_ollama(model: "Model", names: set[str]) -> Profile:
 
 
 def _system(path: Path) -> Profile:
-    return Profile(system=_text(path).strip() or None)
+    return Profile(system=read_text(path).strip() or None)
 
 
 def _go(path: Path) -> Profile:
@@ -88,7 +87,7 @@ def _go(path: Path) -> Profile:
     from mdl.gojinja import translate
 
     try:
-        template = translate(_text(path))
+        template = translate(read_text(path))
     except UnsupportedModel as failure:
         return Profile(template_source="the model's own", notes=(failure.message,))
     if template is None:
@@ -146,27 +145,12 @@ _READERS: dict[str, Callable[[Path], Profile]] = {
 # Files
 
 
-def _text(path: Path) -> str:
-    """Raises UnsupportedModel, with the name of the file, for what cannot be read as a text."""
-    try:
-        with open_file(path) as file:
-            data = file.read(LARGEST + 1)
-    except OSError as error:
-        raise UnsupportedModel(f"{path.name} cannot be read: {error.strerror}") from None
-    if len(data) > LARGEST:
-        raise UnsupportedModel(f"{path.name} is longer than {LARGEST:,} bytes")
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError:
-        raise UnsupportedModel(f"{path.name} is no text in UTF-8") from None
-
-
 def _json(path: Path, kind: type) -> Any:
     def refuse(constant: str) -> None:
         raise ValueError(constant)
 
     try:
-        value = json.loads(_text(path), parse_constant=refuse)
+        value = json.loads(read_text(path), parse_constant=refuse)
     except (ValueError, RecursionError):
         raise UnsupportedModel(f"{path.name} is no valid JSON") from None
     if not isinstance(value, kind):

@@ -17,7 +17,7 @@ from serving import Server, text
 from test_cli import Mdl, documents, mdl  # noqa: F401
 from tiny import DEMO
 
-from mdl import layers, modeljson
+from mdl import header, layers, modeljson
 from mdl.errors import MdlError, NotFound, UnsupportedModel, UsageError
 from mdl.library import Library
 from mdl.modeljson import STATES, Card, parse
@@ -179,7 +179,7 @@ def test_a_model_json_that_is_none_has_line_and_column(tmp_path: Path, text: str
 
 def test_a_model_json_that_is_too_long_or_no_text_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "model.json"
-    for content in (b"{}" + b" " * modeljson.LARGEST, b'{"a": "\xff"}'):
+    for content in (b"{}" + b" " * header.LARGEST_TEXT, b'{"a": "\xff"}'):
         path.write_bytes(content)
         with pytest.raises(UnsupportedModel, match=r"^model\.json is "):
             modeljson.read(path)
