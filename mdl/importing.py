@@ -145,8 +145,9 @@ class Importer:
         written = ""
         if modeljson.NAME not in (file.name for file in files):
             card = filled(reference.name, weights.facts, [found.folder / file.name for file in files])
-            weighing = [file.name for file in files if file.role in ("weights", "projector", "adapter")]
-            written = modeljson.dumps(replace(card, binaries=tuple(weighing), source_url="./"))
+            loaded = (*weights.files, *([weights.projector] if weights.projector else []))
+            binaries = tuple(path.name for path in loaded)
+            written = modeljson.dumps(replace(card, binaries=binaries, source_url="./"))
         model = replace(found, reference=reference, files=files, place=None, card=None)
         return Item(model, sources, written)
 

@@ -3,7 +3,18 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from mdl import documents, fitting, gguf, layers, machine, packaged, placement, profiles, safetensors
+from mdl import (
+    documents,
+    fitting,
+    gguf,
+    layers,
+    machine,
+    modeljson,
+    packaged,
+    placement,
+    profiles,
+    safetensors,
+)
 from mdl.errors import NotFound, UnsupportedModel
 from mdl.header import Tensor
 from mdl.library import Library
@@ -25,7 +36,7 @@ def describe(library: Library, model: Model, weights: Weights, context: int | No
     tokens. Raises UsageError for more of them than the model learned."""
     here = machine.look()
     fit = _fit(weights, here, context, library.settings.memory)
-    profile = packaged.of(model)
+    profile = profiles.merged(packaged.of(model), modeljson.profile(model))
     return {
         **documents.model(model),
         "header": documents.facts(weights.facts),

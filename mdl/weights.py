@@ -62,13 +62,22 @@ def identify_set(paths: Sequence[Path]) -> Weights | Refusal:
         return refuse(missing[0], "missing", "put it there, or download the model again", is_model=True)
     if len(paths) == 1:
         return identify(paths[0])
+    ggufs = [path for path in paths if _is_gguf(path)]
+    broken = next((path for path in paths if path.suffix == ".gguf" and path not in ggufs), None)
+    if broken is None and ggufs:
+        try:
+            return _gguf_folder(paths[0].parent, ggufs)
+        except UnsupportedModel as error:
+            return Refusal(DAMAGED, error.message, error.hint, is_model=True, is_damage=True)
+    found = [identify(path) for path in ([broken] if broken else paths)]
+    return next((one for one in found if isinstance(one, Weights)), found[0])
+
+
+def _is_gguf(path: Path) -> bool:
     try:
-        if all(path.is_file() and _head(path)[0][:4] == gguf.MAGIC for path in paths):
-            return _gguf_folder(paths[0].parent, list(paths))
-    except (OSError, UnsupportedModel):  # told by the first that is so
-        pass
-    found = [identify(path) for path in paths]
-    return next((one for one in found if isinstance(one, Refusal)), found[0])
+        return path.is_file() and _head(path)[0][:4] == gguf.MAGIC
+    except (OSError, UnsupportedModel):
+        return False
 
 
 def _identify(path: Path) -> Weights | Refusal:

@@ -277,6 +277,21 @@ def test_weights_that_a_json_names_elsewhere_come_with_it(library: Library, outs
     assert library.weights(model).first == model.folder / "far.gguf"
 
 
+@pytest.mark.parametrize("kind", ["model", "adapter"])
+def test_folders_of_safetensors_are_stored_and_inspected(library: Library, outside: Path, kind: str) -> None:
+    from test_safetensors import SMALL
+
+    prefix = "" if kind == "model" else "adapter_"
+    (outside / "llama").mkdir()
+    (outside / f"llama/{prefix}model.safetensors").write_bytes(SMALL)
+    (outside / f"llama/{prefix}config.json").write_text("{}")
+    [model] = bring(library, outside / "llama")
+    assert str(model.reference) == "llama:latest"
+    assert (model.summary.kind, model.summary.format, model.state) == (kind, "safetensors", "ready")
+    assert modeljson.read(model.folder / "model.json").binaries == (f"{prefix}model.safetensors",)
+    assert library.weights(model).kind == kind
+
+
 @pytest.mark.parametrize(
     ("files", "what"),
     [

@@ -123,6 +123,7 @@ ALLOWED = {
     "refreshing": {"reference", "remote", "settings", "transports"},
     "peft": {"safetensors", "header"},
     "inspection": {
+        "modeljson",
         "layers",
         "packaged",
         "profiles",

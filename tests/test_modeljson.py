@@ -164,6 +164,8 @@ def test_what_is_wrong_in_a_model_json_becomes_a_note_and_the_model_still_runs(l
         "model.json: name has to be a text",
         "model.json: temperature cannot be 'hot'",
     )
+    inspected = inspection.describe(library, library.here("demo"), library.weights(library.here("demo")))
+    assert inspected["profile"]["notes"] == list(profile.notes)
     put(library, "demo/model.json", '{\n  "name": oops')
     profile = modeljson.profile(library.here("demo"))
     assert profile.notes == ("model.json: line 2, column 11: a value should be here",)
