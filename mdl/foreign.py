@@ -347,7 +347,10 @@ def beside(fields: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """The same with paths that hold wherever the profile lies: relative ones start where the file was."""
 
     def whole(text: str) -> str:
-        return str((folder / Path(text).expanduser()).absolute())
+        try:
+            return str((folder / Path(text).expanduser()).absolute())
+        except RuntimeError:  # ~ of somebody who is not known
+            raise UsageError(f"{line(text)} cannot be found", hint="write the whole path") from None
 
     changed = dict(fields)
     if "adapters" in changed:

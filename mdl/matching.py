@@ -44,6 +44,8 @@ class Part:
     def parse(cls, text: str, folder: Path) -> "Part":
         """Raises UsageError for what cannot be a condition."""
         kind, colon, value = text.partition(":")
+        if not text.isprintable() and kind != "template":
+            raise UsageError(f"{show(text)}: there are characters in it that nobody sees", "leave them out")
         if text.startswith(_PATHS):
             return cls("path", str(_absolute(folder, text)))
         if colon and kind in ("sha256", "template", "architecture") and not value.strip():

@@ -41,6 +41,9 @@ FIELDS = (
 )
 PREFIXES = ("system", "user", "assistant", "end")
 ROLES = ("system", "user", "assistant")
+# What only users may set: files of this machine, and names that go before others.
+_OWN = ("names", "adapters", "chat_template_file", "completion_template_file")
+_HEADS = re.compile(r"^[ \t]*\[\[[ \t]*profile[ \t]*\]\]", re.MULTILINE)
 _HEAD = ("version", "profile")  # of a file with several
 _NAME = re.compile(r"[^\x00-\x20\x7f/\\][^\x00-\x1f\x7f\\]{0,199}")
 
@@ -98,15 +101,17 @@ def parse(text: str, title: str, source: str, folder: Path, *, shipped: bool = F
             f"{source} has version {version!r:.40}, this mdl knows {VERSION}", hint="update mdl, or mend it"
         )
     if "profile" not in document:
-        return [_Reader(document, text, source, folder).written(title, shipped)]
+        return [_Reader(document, text, source, folder, shipped=shipped).written(title)]
     extra = [name for name in document if name != "profile"]
     entries = document["profile"]
     if extra or not isinstance(entries, list) or len(entries) > MOST_PROFILES:
         what = f"{extra[0]!r:.80} cannot stand beside" if extra else f"at most {MOST_PROFILES:,} of"
         raise UsageError(f"{source}: {what} [[profile]]", hint="write it below one of them")
+    begins = [found.start() for found in _HEADS.finditer(text)]
+    begins = begins if len(begins) == len(entries) else [0] * len(entries)  # written in some other way
     return [
-        _Reader(entry, text, f"{source}, profile {number}", folder).written("", shipped)
-        for number, entry in enumerate(entries, 1)
+        _Reader(entry, text, f"{source}, profile {number}", folder, begin, shipped=shipped).written("")
+        for number, (entry, begin) in enumerate(zip(entries, begins, strict=True), 1)
     ]
 
 
@@ -172,41 +177,43 @@ def _one_line(value: str) -> str:
 
 
 class _Reader:
-    """The fields of one profile. `text` is that of the file, in which lines are looked for."""
+    """The fields of one profile. `text` is that of the file, in which lines are looked for from `begin` on.
+    What is `shipped` may come from anywhere, and not set what is for users."""
 
-    def __init__(self, fields: Any, text: str, source: str, folder: Path) -> None:
-        self._text, self._source, self._folder = text, source, folder
+    def __init__(
+        self, fields: Any, text: str, source: str, folder: Path, begin: int = 0, *, shipped: bool = False
+    ) -> None:
+        self._text, self._source, self._folder, self._begin = text, source, folder, begin
+        self._shipped = shipped
         if not isinstance(fields, Mapping):
             raise UsageError(f"{source} is no table", hint="write it below [[profile]]")
         self._fields = fields
         for name in fields:
             if name not in FIELDS:
                 self.fail(name, "is no field of a profile", _nearest(name, (*FIELDS, *_HEAD)))
+            if shipped and name in _OWN:
+                self.fail(name, "is for profiles of users")
 
     def fail(self, name: str, what: str, hint: str = "mdl profile new shows what there is") -> NoReturn:
         raise UsageError(f"{self.where(name)}{_one_line(repr(name)[:80])} {what}", hint=hint)
 
     def where(self, name: str) -> str:
         """The file, and the line that sets this, where it is found."""
-        found = re.search(
-            rf'^[ \t]*(\[+ *)?"?{re.escape(name.rpartition(".")[2])}"?[ \t]*[=\].]', self._text, re.M
-        )
+        key = re.escape(name.rpartition(".")[2])
+        found = re.compile(rf'^[ \t]*(\[+ *)?"?{key}"?[ \t]*[=\].]', re.M).search(self._text, self._begin)
         line = f", line {self._text.count(chr(10), 0, found.start()) + 1}" if found else ""
         return f"{self._source}{line}: "
 
-    def written(self, title: str, shipped: bool) -> Written:
-        names = self.texts("names", check=_NAME)
-        if shipped and names:
-            self.fail("names", "are for users: what ships with mdl takes no names")
+    def written(self, title: str) -> Written:
         return Written(
             title=title or self.title(),
             source=self._source,
             profile=self.profile(),
             description=self.word("description") or "",
-            names=names,
+            names=self.texts("names", check=_NAME),
             models=self.models(),
             paths=self.paths(),
-            shipped=shipped,
+            shipped=self._shipped,
         )
 
     def title(self) -> str:
@@ -228,7 +235,7 @@ class _Reader:
                 template_source=origin,
                 completion_template=self.jinja("completion_template"),
                 messages=self.messages(),
-                adapters=tuple(self.path(each) for each in self.texts("adapters")),
+                adapters=tuple(self.path("adapters", each) for each in self.texts("adapters")),
             ),
         )
 
@@ -275,7 +282,7 @@ class _Reader:
         if beside is None:
             return inline
         try:
-            return load(self.path(beside))
+            return load(self.path(f"{name}_file", beside))
         except MdlError as failure:
             raise UsageError(f"{self.where(f'{name}_file')}{failure.message}", hint=failure.hint) from None
 
@@ -311,8 +318,14 @@ class _Reader:
             self.value(_parameters, "stop", "stop", self._fields.get("stop")).sampling.get("stop", ())
         )
 
-    def path(self, given: str) -> Path:
-        return self._folder / Path(given).expanduser()
+    def path(self, name: str, given: str) -> Path:
+        try:
+            found = self._folder / Path(given).expanduser()
+        except RuntimeError:  # ~ of somebody who is not known
+            self.fail(name, f"cannot be {given!r:.80}", "write the whole path")
+        if not given.isprintable():
+            self.fail(name, f"cannot be {given!r:.80}", "a path of visible characters")
+        return found
 
     def table(self, name: str) -> Mapping[str, Any]:
         found = self._fields.get(name, {})

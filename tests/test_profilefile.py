@@ -553,6 +553,10 @@ def test_a_key_is_for_one_model(mdl: Mdl) -> None:
         ("chat_template = 'y'\nchat_template_file = 'z'", "line 2: 'chat_template_file' cannot go"),
         ("chat_template_file = 'not-there'", "line 1: "),
         ("messages = [{ role = 'robot', content = 'x' }]", "line 1: 'messages' have to be"),
+        ('chat_template_file = "a\\u0000b"', "line 1: 'chat_template_file' cannot be"),
+        ('adapters = ["~nobody-of-this-name/x"]', "line 1: 'adapters' cannot be"),
+        ('models = ["./a\\u0000b"]', "line 1: 'models' cannot hold"),
+        ("[[profile]]\ntitle = 'a'\n[[profile]]\ntitle = 3", "profile 2, line 4: 'title' has to be a text"),
         ("version = 9", "version 9"),
         ("a = [", "not valid TOML"),
         ("[[profile]]\nsystem = 'x'", "'title' is missing"),
@@ -743,9 +747,18 @@ def test_profiles_that_were_fetched_and_broke_are_left_for_those_that_ship(
     assert (len(found.failures), len(found.written) >= 12) == (1, True)
 
 
-def test_profiles_that_come_from_elsewhere_take_no_names() -> None:
-    with pytest.raises(UsageError, match="takes no names"):
-        parse('[[profile]]\ntitle = "x"\nnames = ["gpt-4"]', "x", "x", Path(), shipped=True)
+@pytest.mark.parametrize(
+    "field",
+    [
+        "names = ['gpt-4']",
+        "chat_template_file = '/etc/passwd'",
+        "completion_template_file = 'x'",
+        "adapters = ['/x']",
+    ],
+)
+def test_profiles_that_come_from_elsewhere_name_no_files_and_no_names(field: str) -> None:
+    with pytest.raises(UsageError, match=r"line 3: .* is for profiles of users"):
+        parse(f"[[profile]]\ntitle = 'x'\n{field}", "x", "x", Path(), shipped=True)
 
 
 def test_what_is_not_there_is_told_with_the_nearest(place: Callable[..., Path]) -> None:
