@@ -511,7 +511,10 @@ def test_documents_come_back_with_the_most_relevant_first(server, path):
     scores = [result["relevance_score"] for result in answer["results"]]
     assert scores == sorted(scores, reverse=True)
     assert sorted(result["index"] for result in answer["results"]) == [0, 1, 2]
-    assert answer["usage"]["total_tokens"] == answer["usage"]["prompt_tokens"] > 9
+    tokens = answer["usage"]["prompt_tokens"]
+    assert answer["usage"]["total_tokens"] == tokens > 9
+    counted = f'mdl_tokens_total{{kind="prompt",model="quay.io/org/ranker"}} {float(tokens)}'
+    assert path != "/v1/rerank" or counted in server.ask("GET", "/metrics")[1].decode()
     top = {"query": "hello", "documents": documents, "top_n": 1, "return_documents": True}
     _, short = post(server, path, model="ranker", **top)
     place = answer["results"][0]["index"]

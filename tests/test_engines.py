@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -207,6 +208,7 @@ def test_what_was_done_is_counted(tmp_path: Path) -> None:
         for _ in range(2):
             status, answer = server.chat()
         server.chat(messages=[])
+        _, embedded, _ = server.ask("POST", "/v1/embeddings", b'{"model": "demo", "input": ["a", "fox"]}')
         server.ask("GET", "/nothing/here")
         server.ask("GET", "/v1/models/demo")
         found = figures(server)
@@ -217,13 +219,36 @@ def test_what_was_done_is_counted(tmp_path: Path) -> None:
     assert found[f'mdl_requests_total{{{route},status="400"}}'] == 1
     assert found['mdl_requests_total{route="none",status="404"}'] == 1
     assert found['mdl_requests_total{route="/v1/models/{name}",status="200"}'] == 1
-    assert found['mdl_tokens_total{kind="prompt",model="demo"}'] == 2 * usage["prompt_tokens"]
+    read = 2 * usage["prompt_tokens"] + embedded["usage"]["prompt_tokens"]
+    assert found['mdl_tokens_total{kind="prompt",model="demo"}'] == read
     assert found['mdl_tokens_total{kind="completion",model="demo"}'] == 2 * usage["completion_tokens"]
     assert found['mdl_tokens_total{kind="cached",model="demo"}'] == usage["prompt_tokens"] - 1
     assert found['mdl_first_token_seconds_count{model="demo"}'] == 2
     assert found['mdl_next_token_seconds_count{model="demo"}'] == 2
     assert found['mdl_engines{state="ready"}'] == 1
     assert found['mdl_engine_memory_bytes{model="demo"}'] > 10**7
+
+
+def test_engines_that_died_and_requests_that_wait_for_one_are_counted(tmp_path: Path) -> None:
+    with Server(cache(tmp_path / "home", "endless"), engine={"parallel": 1}, max_models=1) as server:
+        for deaths in (1, 2):
+            assert text(server.chat()[1]) == PARIS
+            os.kill(server.workers()[0], signal.SIGKILL)
+            wait_until(lambda deaths=deaths: figures(server)["mdl_engine_deaths_total"] == deaths)
+        connection = server.connect()
+        long = {"model": "endless", "messages": STORY, "stream": True, "n": 16}  # eight seconds
+        connection.request("POST", "/v1/chat/completions", json.dumps(long))
+        response = connection.getresponse()
+        response.read(100)
+        assert figures(server)["mdl_requests_waiting"] == 0
+        waiting = threading.Thread(target=server.chat)
+        waiting.start()
+        wait_until(lambda: figures(server)["mdl_requests_waiting"] == 1)
+        connection.close()
+        response.close()
+        waiting.join()
+        found = figures(server)
+    assert (found["mdl_requests_waiting"], found["mdl_engine_deaths_total"]) == (0, 2)
 
 
 def test_requests_in_flight_are_counted_and_none_is_left(two: Server) -> None:

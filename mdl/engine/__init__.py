@@ -63,6 +63,7 @@ class Engine:
         self._failure: MdlError | None = None
         self._settled = threading.Event()
         self._deaths: deque[float] = deque(maxlen=MOST_DEATHS)
+        self.died = 0  # workers, so far
         self._closed = False
         self._gpus: list[dict[str, Any]] = []
         self._greeted = threading.Event()
@@ -312,6 +313,7 @@ class Engine:
             else:
                 error = self._death(process.death(status))
                 self._deaths.append(monotonic())
+                self.died += 1
             if self._loaded is None:
                 self._failure = error
             waiting = list(self._waiting)

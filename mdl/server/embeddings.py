@@ -35,6 +35,9 @@ class Embeddings:
     def question(self, _: Profile) -> tuple[str, Embed]:
         return "embed", self.embed
 
+    def read(self, result: dict[str, Any]) -> int:
+        return sum(result["tokens"])
+
     def answer(self, name: str, result: dict[str, Any]) -> Iterator[str]:
         """The vectors come as base64 of little-endian float32, which is how OpenAI writes them, too."""
         yield '{"object":"list","data":['
@@ -46,7 +49,7 @@ class Embeddings:
                 for index, vector in enumerate(vectors[start : start + some], start)
             )
             yield ("," if start else "") + ",".join(written)
-        rest = {"model": name, "usage": _usage(sum(result["tokens"]))}
+        rest = {"model": name, "usage": _usage(self.read(result))}
         yield "]," + json.dumps(rest, separators=(",", ":"))[1:]
 
     def _embedding(self, index: int, vector: str) -> str:
@@ -67,12 +70,15 @@ class Reranking:
     def question(self, _: Profile) -> tuple[str, Rank]:
         return "rank", self.rank
 
+    def read(self, result: dict[str, Any]) -> int:
+        return int(result["tokens"])
+
     def answer(self, name: str, result: dict[str, Any]) -> dict[str, Any]:
         """The most relevant document first. The scores are as the model gives them."""
         scores: Sequence[float] = result["scores"]
         best = sorted(range(len(scores)), key=lambda index: -scores[index])[: self.most]
         results = [self._result(index, scores[index]) for index in best]
-        return {"object": "list", "model": name, "results": results, "usage": _usage(result["tokens"])}
+        return {"object": "list", "model": name, "results": results, "usage": _usage(self.read(result))}
 
     def _result(self, index: int, score: float) -> dict[str, Any]:
         document = {"document": {"text": self.rank.documents[index]}} if self.with_documents else {}

@@ -26,6 +26,14 @@ class Standing(Protocol):
     def running(self) -> int:
         """Requests that wait for an answer or get one."""
 
+    @property
+    def waiting(self) -> int:
+        """Those whose model is being loaded."""
+
+    @property
+    def died(self) -> int:
+        """Workers that ended though nobody ended them, so far."""
+
     def engines(self) -> Iterable[tuple[str, str, int]]:
         """Model, state and bytes of memory of each."""
 
@@ -51,6 +59,9 @@ class Metrics:
         self._next = seconds("mdl_next_token_seconds", "Mean of an answer.", "model", _TOKEN_SECONDS)
         self._tokens = counter("mdl_tokens", "Tokens.", "model", "kind")
         self._running = gauge("mdl_requests_running", "Requests in flight.")
+        self._waiting = gauge("mdl_requests_waiting", "Of those, the ones whose model is being loaded.")
+        self._deaths = counter("mdl_engine_deaths", "Engines that ended though nobody ended them.")
+        self._died = 0
         self._engines = gauge("mdl_engines", "Models that are loaded.", "state")
         self._memory = gauge("mdl_engine_memory_bytes", "What a loaded model takes, as estimated.", "model")
 
@@ -74,6 +85,10 @@ class Metrics:
         if usage.completion_tokens > 1:
             self._next.labels(model).observe(usage.completion_seconds / (usage.completion_tokens - 1))
 
+    def read(self, model: str, tokens: int) -> None:
+        """So many tokens, to which no answer was written."""
+        self._tokens.labels(model, "prompt").inc(tokens)
+
     def began(self, model: str, seconds: float) -> None:
         """The first token came after so long."""
         self._first.labels(model).observe(seconds)
@@ -81,6 +96,10 @@ class Metrics:
     def text(self, standing: Standing) -> bytes:
         """All of it, as Prometheus reads it."""
         self._running.set(standing.running)
+        self._waiting.set(standing.waiting)
+        died = standing.died
+        self._deaths.inc(died - self._died)
+        self._died = died
         self._engines.clear()
         self._memory.clear()
         for model, state, size in standing.engines():

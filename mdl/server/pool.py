@@ -101,12 +101,18 @@ class Pool:
         self._changed = asyncio.Event()
         self._line = asyncio.Lock()  # who comes first is given room first
         self._closed = False
+        self._died = 0  # of engines that are no more
         self._threads = ThreadPoolExecutor(THREADS, "mdl-pool")
 
     @property
     def entries(self) -> tuple[Entry, ...]:
         """The engines that there are, in the order in which they came."""
         return tuple(self._entries.values())
+
+    @property
+    def died(self) -> int:
+        """Workers that ended though nobody ended them, so far."""
+        return self._died + sum(entry.engine.died for entry in self._entries.values())
 
     def has(self, model: Model) -> bool:
         """Whether it is up, or on its way. May be asked from any thread."""
@@ -312,6 +318,7 @@ class Pool:
     async def _ended(self, at: At, entry: Entry) -> None:
         await self._in_thread(entry.engine.close)
         await self._in_thread(entry.held.close)
+        self._died += entry.engine.died
         del self._entries[at]  # its memory is free now, and not before
         self._wake()
 

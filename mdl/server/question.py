@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 from mdl import engine
 from mdl.errors import MdlError
 from mdl.profiles import Profile
-from mdl.server.body import read
+from mdl.server import body
 from mdl.server.failure import Ascii, named
 from mdl.server.guard import given
 from mdl.server.passing import passed
@@ -38,6 +38,9 @@ class Asked(Protocol):
     def question(self, profile: Profile) -> tuple[str, engine.Asked]:
         """What an engine is asked, as Engine.post takes it."""
 
+    def read(self, result: Any) -> int:
+        """How many tokens the model read for what the engine said."""
+
     def answer(self, name: str, result: Any) -> dict[str, Any] | Iterator[str]:
         """The answer, of what the engine said; `name` is what the model is called by. One that takes long to
         write comes in pieces of its JSON, in ASCII."""
@@ -52,11 +55,11 @@ class Question:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         with self.service.room.place() as place:
-            body = await read(Request(scope, receive), place)
+            sent = await body.read(Request(scope, receive), place)
             place.want(1)
-            if await passed(self.service, body, scope, receive, send):
+            if await passed(self.service, sent, scope, receive, send):
                 return
-            asked = self.understand(body)
+            asked = self.understand(sent)
             name = self.service.names.default(given(scope) or asked.model)
             async with while_connected(receive):
                 result = await self._result(name, str(scope["path"]), asked)
@@ -71,7 +74,10 @@ class Question:
         wanted = await self.service.names.wanted(name, path, model)
         async with self.service.pool.borrow(model, asked.keep_alive, wanted) as lent:
             with named(asked.params):
-                return await result(lent.engine, *asked.question(wanted.profile))
+                found = await result(lent.engine, *asked.question(wanted.profile))
+        if read := asked.read(found):
+            self.service.metrics.read(str(model.reference), read)
+        return found
 
 
 async def _send_in_pieces(pieces: Iterator[str], send: Send) -> None:

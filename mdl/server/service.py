@@ -30,6 +30,16 @@ class Service:
         """Requests that wait for an answer or get one."""
         return self.room.requests
 
+    @property
+    def waiting(self) -> int:
+        """Those whose model is being loaded."""
+        return sum(entry.busy for entry in self.pool.entries if entry.loading)
+
+    @property
+    def died(self) -> int:
+        """Workers that ended though nobody ended them, so far."""
+        return self.pool.died
+
     def engines(self) -> Iterator[tuple[str, str, int]]:
         """Model, state and bytes of memory of each."""
         for entry in self.pool.entries:

@@ -36,6 +36,9 @@ class Tokenize:
             return "prompt", self.said.requests(profile)[0]
         return "tokenize", self.said
 
+    def read(self, _: list[int]) -> int:
+        return 0
+
     def answer(self, _: str, result: list[int]) -> dict[str, Any]:
         return {"tokens": result, "count": len(result)}
 
@@ -50,6 +53,9 @@ class Detokenize:
 
     def question(self, _: Profile) -> tuple[str, tuple[int, ...]]:
         return "detokenize", self.tokens
+
+    def read(self, _: str) -> int:
+        return 0
 
     def answer(self, _: str, result: str) -> dict[str, Any]:
         return {"content": result}
