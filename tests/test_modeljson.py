@@ -17,7 +17,7 @@ from serving import Server, text
 from test_cli import Mdl, documents, mdl  # noqa: F401
 from tiny import DEMO
 
-from mdl import header, layers, modeljson
+from mdl import header, inspection, layers, modeljson
 from mdl.errors import MdlError, NotFound, UnsupportedModel, UsageError
 from mdl.library import Library
 from mdl.modeljson import STATES, Card, parse
