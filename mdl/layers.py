@@ -79,7 +79,8 @@ def of(
 
     Raises UsageError for what the environment says that cannot be; what files say wrongly becomes a note.
     """
-    shipped, own = profilefile.matching(model, library.settings.aliases.get(name, name), path)
+    asked = library.settings.aliases.get(name, name)
+    shipped, own = profilefile.matching(model, asked, path, library)
     found = [
         *_of_weights(model, weights),
         Layer("the catalog", catalog.profile(model.reference)),

@@ -181,11 +181,11 @@ def _named(reference: Reference) -> list[Reference]:
 
 
 def _spellings(reference: Reference) -> list[str]:
-    """In full, without the host, and the last part of the name; each with and without the version."""
+    """In full, without the host, and the last parts of the name; each with and without the version."""
     model = str(reference.model)
     version = str(reference.with_version(reference.version, None)).removeprefix(model)
-    bare = reference.path
-    names = dict.fromkeys((model, bare, bare.rpartition("/")[2]))
+    parts = reference.path.split("/")
+    names = dict.fromkeys((model, *("/".join(parts[start:]) for start in range(len(parts)))))
     return [*names, *(name + version for name in names)] if version else list(names)
 
 

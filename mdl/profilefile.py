@@ -103,13 +103,16 @@ def all_profiles() -> Shelf:
 Sourced = list[tuple[str, Profile]]
 
 
-def matching(model: Model, name: str = "", path: str = "") -> tuple[Sourced, Sourced]:
+def matching(
+    model: Model, name: str = "", path: str = "", here: Here | None = None
+) -> tuple[Sourced, Sourced]:
     """What profiles set for a model that was asked for by this name and over this API path, each with a word
-    about where it comes from, the least important first: the shipped ones, and the user's."""
+    about where it comes from, the least important first: the shipped ones, and the user's. What is `here`
+    tells of names that are short for the model."""
     shelf = all_profiles()
     own = [written for written in shelf.written if not written.shipped]
     defaults = [written for written in shelf.written if written.shipped]
-    found = _fitting(own, model, name, path)
+    found = _fitting(own, model, name, path, here)
     notes = tuple(f"a profile is left out: {failure.message}" for failure in shelf.failures)
     if notes:
         found.append(Written("", "", Profile(notes=notes)))
@@ -173,16 +176,29 @@ def find(title: str) -> Written:
 # Which of them count
 
 
-def _fitting(profiles: list[Written], model: Model, name: str, path: str) -> list[Written]:
+def _fitting(
+    profiles: list[Written], model: Model, name: str, path: str, here: Here | None = None
+) -> list[Written]:
     """Those for all names, where the first goes before the others; then the first that has this one."""
-    fitting = [written for written in profiles if _is_over(written, path, name) and _is_for(written, model)]
+    over = [written for written in profiles if _is_over(written, path, name)]
+    fitting = [
+        written for written in over if _is_for(written, model, here if name in written.names else None)
+    ]
     general = [written for written in fitting if not written.names]
     called = [written for written in fitting if name in written.names]
     return [*reversed(general), *called[:1]]
 
 
-def _is_for(written: Written, model: Model) -> bool:
-    return not written.models or any(condition.holds(model) for condition in written.models)
+def _is_for(written: Written, model: Model, here: Here | None) -> bool:
+    if not written.models or any(condition.holds(model) for condition in written.models):
+        return True
+    references = [condition.reference for condition in written.models if condition.reference is not None]
+    found = (here.found(reference) for reference in references) if here is not None else ()
+    return any(_is_same(each, model) for each in found if each is not None)
+
+
+def _is_same(one: Model, other: Model) -> bool:
+    return (one.place or one.folder) == (other.place or other.folder)
 
 
 def _is_over(written: Written, path: str, name: str) -> bool:

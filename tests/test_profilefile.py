@@ -408,6 +408,19 @@ def test_a_profile_may_be_for_a_model_of_the_catalog_by_its_short_name(
     assert "the profile mine" in applied(library, "gpt-4", "gpt-4")
 
 
+def test_a_profile_may_be_for_a_training_checkpoint(tmp_path: Path, place: Callable[..., Path]) -> None:
+    """Whatever names its model: the name that stands for it brings what the profile sets."""
+    run = tmp_path / "runs" / "shout"
+    run.mkdir(parents=True)
+    (run / "step-10.gguf").write_bytes(DEMO.read_bytes())
+    place(mine='names = ["gpt-4"]\nmodels = ["shout@latest"]\nsystem = "Hi"')
+    library = Library(Settings(tmp_path / "home", checkpoints=(tmp_path / "runs",)))
+    assert library.here("gpt-4").size == DEMO.stat().st_size
+    from mdl import layers
+
+    assert layers.of(library, library.here("gpt-4"), None, "gpt-4").merged().system == "Hi"
+
+
 def test_a_name_may_stand_for_a_model_that_others_run(cached: Library, place: Callable[..., Path]) -> None:
     place(mine='names = ["gpt-4"]\nmodels = ["org/not-here", "openai://localhost:1/v1/big"]\nsystem = "Hi"')
     assert cached.here("gpt-4").is_api
