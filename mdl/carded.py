@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 
 from mdl.errors import UnsupportedModel
 from mdl.filename import role, split_of
+from mdl.model import METADATA_NAME
 from mdl.modeljson import NAME, Card, read
 from mdl.reference import Reference
 from mdl.refusal import GET_GGUF, Refusal, refuse
@@ -94,6 +95,8 @@ def _beside(path: Path) -> list[Path]:
         return [folder / name for name in (*own, *_projectors(names, stem))]
     if path.name != NAME:
         return [folder / stem] if (folder / stem).is_dir() else []
+    if any((folder / name / METADATA_NAME).exists() for name in names):  # versions of their own
+        return [folder / name for name in names if _stem(name)]
     return [folder]
 
 

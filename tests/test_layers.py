@@ -238,7 +238,7 @@ ALLOWED = {
     "gguf": {"header"},
     "lenient": set(),
     "modeljson": {"lenient", "header", "model", "parameters", "profiles"},
-    "carded": {"modeljson", "filename", "reference", "refusal", "weights"},
+    "carded": {"modeljson", "filename", "model", "reference", "refusal", "weights"},
     "dropped": {"modeljson", "filename", "header", "model", "store", "weights"},
     "ziparchive": {"archive", "filename", "model", "partial", "reference"},
     "importing": {

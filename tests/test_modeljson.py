@@ -390,6 +390,32 @@ def test_one_of_several_that_are_only_json_is_fetched_without_the_others(library
     }
 
 
+@pytest.mark.parametrize("place", ["far/model.json", "many/far.json"])
+def test_a_fetch_that_was_killed_before_its_json_went_is_there_and_listed_once(
+    library: Library, hub: Hub, place: str
+) -> None:
+    hub.add("org/demo-GGUF", {"demo-Q8_0.gguf": Q8})
+    path = put(library, place, {"source_url": "org/demo-GGUF"})
+    text = path.read_text()
+    found = library.download("far" if place.startswith("far") else "many/far")
+    path.write_text(text)
+    os.utime(path, (4_000_000_000, 4_000_000_000))  # newer than what was fetched
+    assert library.here(str(found.reference.model)) == found
+    ready = [model for model in library.list() if model.state == "ready"]
+    assert ready == [found]
+    if place.startswith("many"):
+        assert library.list() == ready
+
+
+def test_a_dry_run_tells_what_would_be_fetched(library: Library, hub: Hub) -> None:
+    hub.add("org/demo-GGUF", {"demo-Q8_0.gguf": Q8, "demo-Q4_K_M.gguf": Q4})
+    path = put(library, "far/model.json", {"source_url": "org/demo-GGUF", "quantization": "Q8_0"})
+    plan = library.plan("far")
+    assert str(plan.manifest.reference) == "far:Q8_0"
+    assert {file.name for file in plan.missing} == {"demo-Q8_0.gguf", "model.json"}
+    assert path.exists()
+
+
 def test_weights_and_projector_may_come_from_two_places(library: Library, hub: Hub, tmp_path: Path) -> None:
     hub.add("org/demo-GGUF", {"demo-Q8_0.gguf": Q8})
     hub.add("org/eyes-GGUF", {"mmproj-F16.gguf": PROJECTOR})
