@@ -13,16 +13,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mdl import modeljson
+from mdl.describing import CARD
 from mdl.errors import MdlError
 from mdl.filename import quantization_of, role, split_of
 from mdl.model import METADATA_NAME
-from mdl.modeljson import Card
 from mdl.store import Store, unique
-from mdl.weights import Refusal, Weights, identify, identify_set
 
 if TYPE_CHECKING:
     from mdl.header import Facts
+    from mdl.modeljson import Card
+    from mdl.weights import Weights
 
 PACKAGE = ".zip"  # of other archives it cannot be told whether they are still being written
 DEEPEST = 2  # folders: host/organization
@@ -31,11 +31,11 @@ MOST_OF_A_NAME = 99  # models that are called alike
 
 def adopt(store: Store) -> list[Path]:
     """Give what was dropped folders of their own; these folders. Never fails."""
-    groups = [group for folder in _shared(store.tree, DEEPEST, is_tree=True) for group in _groups(folder)]
-    if not groups:
-        return []
-    with contextlib.suppress(MdlError, OSError), store.dropping():
-        return [folder for group in groups if (folder := _adopted(store, group))]
+    with contextlib.suppress(MdlError, OSError):
+        shared = _shared(store.tree, DEEPEST, is_tree=True)
+        if groups := [group for folder in shared for group in _groups(folder)]:
+            with store.dropping():
+                return [folder for group in groups if (folder := _adopted(store, group))]
     return []
 
 
@@ -44,8 +44,10 @@ def has_packages(store: Store) -> bool:
     return any(entry.name.endswith(PACKAGE) for entry in _entries(store.tree))
 
 
-def filled(name: str, facts: "Facts", files: list[Path]) -> Card:
+def filled(name: str, facts: "Facts", files: list[Path]) -> "Card":
     """The model.json of weights: what their header and their names tell."""
+    from mdl.modeljson import Card
+
     first = files[0]
     return Card(
         source_url=f"./{first.name}" if len(files) == 1 else "./",
@@ -73,7 +75,7 @@ def _shared(folder: Path, depth: int, *, is_tree: bool = False) -> Iterator[Path
     entries = _entries(folder)
     names = {entry.name for entry in entries}
     inner = [entry for entry in entries if entry.is_dir(follow_symlinks=False) and entry.name[0] != "."]
-    if not is_tree and names & {METADATA_NAME, modeljson.NAME}:
+    if not is_tree and names & {METADATA_NAME, CARD}:
         return
     if any(name.endswith(".gguf") for name in names):
         pairs = any(f"{name[:-5]}.json" in names for name in names if name.endswith(".gguf"))
@@ -87,7 +89,7 @@ def _shared(folder: Path, depth: int, *, is_tree: bool = False) -> Iterator[Path
 def _holds_model(folder: Path, depth: int) -> bool:
     """Whether mdl, or somebody with a model.json, keeps a model in a folder or below."""
     entries = _entries(folder)
-    if any(entry.name in (METADATA_NAME, modeljson.NAME) for entry in entries):
+    if any(entry.name in (METADATA_NAME, CARD) for entry in entries):
         return True
     return depth > 0 and any(
         _holds_model(Path(entry.path), depth - 1) for entry in entries if entry.is_dir(follow_symlinks=False)
@@ -131,9 +133,11 @@ def _bare(stem: str) -> str:
 
 def _adopted(store: Store, files: list[Path]) -> Path | None:
     """The folder that files have got; None where they stay where they are."""
+    from mdl.weights import Weights, identify_set
+
     with contextlib.suppress(MdlError, OSError):
         found = identify_set(files)
-        if not isinstance(found, Weights) or not _is_all(found, files):
+        if not isinstance(found, Weights) or not set(found.files) <= set(files):
             return None
         place = split_of(files[0].name)
         name = plain_name(place[0] if place else files[0].stem)
@@ -155,13 +159,9 @@ def _adopted(store: Store, files: list[Path]) -> Path | None:
 
 def _give_up(folder: Path) -> None:
     """Take away a folder that nothing came into."""
-    if {entry.name for entry in _entries(folder)} <= {modeljson.NAME}:
-        (folder / modeljson.NAME).unlink(missing_ok=True)
+    if {entry.name for entry in _entries(folder)} <= {CARD}:
+        (folder / CARD).unlink(missing_ok=True)
         folder.rmdir()
-
-
-def _is_all(found: Weights, files: list[Path]) -> bool:
-    return set(found.files) <= set(files) and not isinstance(identify(files[0]), Refusal)
 
 
 def _room(parent: Path, name: str) -> Path:
@@ -169,20 +169,22 @@ def _room(parent: Path, name: str) -> Path:
     for number in range(1, MOST_OF_A_NAME):
         folder = parent / (name if number == 1 else f"{name}-{number}")
         folder.mkdir(exist_ok=True)
-        if not folder.is_symlink() and {entry.name for entry in _entries(folder)} <= {modeljson.NAME}:
+        if not folder.is_symlink() and {entry.name for entry in _entries(folder)} <= {CARD}:
             return folder
     raise FileExistsError(str(parent / name))
 
 
-def _write(folder: Path, beside: Path, found: Weights, files: list[Path]) -> bool:
+def _write(folder: Path, beside: Path, found: "Weights", files: list[Path]) -> bool:
     """Put the model.json there: the one that lay beside the weights, else one that is filled in. Whether it
     is one of ours."""
-    target = folder / modeljson.NAME
+    target = folder / CARD
     if target.exists():
         return False
     if beside.is_file() and not beside.is_symlink():
         beside.rename(target)
         return False
+    from mdl import modeljson
+
     part = folder.parent / f".{unique()}.json"
     try:
         with part.open("x", encoding="utf-8") as file:

@@ -239,7 +239,7 @@ ALLOWED = {
     "lenient": set(),
     "modeljson": {"lenient", "header", "model", "parameters", "profiles"},
     "carded": {"modeljson", "filename", "model", "reference", "refusal", "weights"},
-    "dropped": {"modeljson", "filename", "header", "model", "store", "weights"},
+    "dropped": {"describing", "modeljson", "filename", "header", "model", "store", "weights"},
     "ziparchive": {"archive", "filename", "model", "partial", "reference"},
     "importing": {
         *("archive", "ziparchive", "describing", "dropped", "modeljson", "filename", "model", "partial"),
