@@ -537,6 +537,16 @@ def test_a_key_is_for_one_model(mdl: Mdl) -> None:
     assert done.returncode == 3
 
 
+def test_a_server_with_such_keys_alone_lets_nobody_else_in(
+    tmp_path: Path, place: Callable[..., Path]
+) -> None:
+    (tmp_path / "home").mkdir()
+    with Server(tmp_path / "home", host="0.0.0.0", keys=[["sk-1", "demo"]]) as server:
+        assert server.url
+        assert server.ask("GET", "/v1/models")[0] == 401
+        assert [m["id"] for m in asked_with(server, "sk-1", "GET", "/v1/models")[1]["data"]] == ["demo"]
+
+
 # Files are read strictly
 
 
