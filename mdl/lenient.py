@@ -1,8 +1,8 @@
 """JSON as people write it by hand, read without guessing. Pure: knows no files and no models.
 
-Read beside strict JSON: comments (//, /* */ and #), a comma after the last value, no comma between two values,
-and texts in single quotes. What strict JSON means is read the same; everything else is an error with its
-place. Numbers are finite, and what is nested too deeply is an error, so that no text can do harm.
+Read beside strict JSON: comments (//, /* */ and #), a comma after the last value, no comma between two
+values, and texts in single quotes. What strict JSON means is read the same; everything else is an error with
+its place. Numbers are finite, and what is nested too deeply is an error, so that no text can do harm.
 """
 
 import json
