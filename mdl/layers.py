@@ -4,8 +4,8 @@
     < profiles of the user < environment (MDL_TEMPERATURE, …) < flags < request
 
 What ships with mdl is a default for what is known by its name or content; a model.json was written for this
-one model. Defaults are those of `engine.request`, and flags and requests are the caller's: the rest is found here. Knows
-no terminal and no HTTP.
+one model. Defaults are those of `engine.request`, and flags and requests are the caller's: the rest is found
+here. Knows no terminal and no HTTP.
 """
 
 from collections.abc import Iterator, Mapping

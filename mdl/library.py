@@ -74,7 +74,9 @@ class Watch(NamedTuple):
     progress: "Progress | None" = None
     note: Callable[[str], None] = lambda _: None
     confirm: Callable[[str], bool] | None = None  # None: nobody is there to answer
-    place: Callable[[Reference], object] = lambda _: None  # each that is about to be asked; may raise MdlError
+    place: Callable[[Reference], object] = lambda _: (
+        None
+    )  # each that is about to be asked; may raise MdlError
     planned: "Callable[[Plan], object] | None" = None  # what is about to be fetched
     stoppable: Callable[[Callable[[], None]], object] = lambda _: None  # what stops it, from another thread
 
@@ -451,7 +453,7 @@ class Library:
         return None
 
     def _look_in_catalog(self, text: str, steps: Steps) -> tuple[Model | None, str]:
-        """What ships with mdl, or what is in the cache of what is recommended; and what the name stands for."""
+        """What ships with mdl, or is recommended and in the cache; and what the name stands for."""
         from mdl.catalog import catalog
 
         entry = catalog().find(text)
@@ -741,7 +743,7 @@ _ROLE_HINTS = {
 
 
 _GGUF_HINTS = {
-    "checkpoint": "make a GGUF file of it with llama.cpp's convert_hf_to_gguf.py, and put it beside the folder"
+    "checkpoint": "make a GGUF file of it with llama.cpp's convert_hf_to_gguf.py, and put it beside it"
 }
 
 

@@ -318,7 +318,7 @@ def test_a_checkpoint_that_is_safetensors_is_inspected_and_refused_with_what_to_
     assert done.returncode == UnsupportedModel.code
     assert done.stderr == (
         "mdl: run:checkpoint-500 has its weights as safetensors, which llama.cpp does not load\n"
-        "make a GGUF file of it with llama.cpp's convert_hf_to_gguf.py, and put it beside the folder\n"
+        "make a GGUF file of it with llama.cpp's convert_hf_to_gguf.py, and put it beside it\n"
     )
 
 

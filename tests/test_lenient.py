@@ -1,4 +1,4 @@
-"""JSON as people write it: what strict JSON says is read the same, the rest is read or refused with its place."""
+"""JSON as people write it: strict JSON is read the same, the rest is read or refused with its place."""
 
 import json
 import math

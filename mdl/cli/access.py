@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 LONGEST = 1 << 16  # characters of a password or token
 
 Host = Annotated[
-    str | None, typer.Argument(metavar="HOST", help="A registry such as quay.io, huggingface.co, or an API: openai://HOST/v1.")
+    str | None,
+    typer.Argument(
+        metavar="HOST", help="A registry such as quay.io, huggingface.co, or an API: openai://HOST/v1."
+    ),
 ]
 
 

@@ -171,8 +171,8 @@ def listen(options: ServeOptions) -> socket.socket:
         sock = socket.create_server(place, family=family, backlog=BACKLOG, dualstack_ipv6=both)
     except OSError as error:
         raise _explained(error, options) from None
-    # Inherited by each connection. asyncio sets it only where the protocol is said; without it the pieces of a
-    # stream wait for the client's system to acknowledge the one before, 40 ms on Linux.
+    # Inherited by each connection. asyncio sets it only where the protocol is said; without it the pieces of
+    # a stream wait for the client's system to acknowledge the one before, 40 ms on Linux.
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     if hasattr(
         socket, "TCP_USER_TIMEOUT"
