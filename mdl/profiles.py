@@ -25,7 +25,8 @@ class Profile:
     `sampling` has values of Sampling, `settings` those of EngineSettings; what is not there is not set.
     `template` is Jinja, None where the model's own is to be used, and `template_source` tells where that came
     from; `completion_template` is the same for texts that are gone on with. `messages` begin every
-    conversation. `adapters` are files to load with the weights. `ignored` are parameters that mean nothing here, `notes` what could not be used, and why.
+    conversation. `adapters` are files to load with the weights. `ignored` are parameters that mean nothing
+    here, `notes` what could not be used, and why.
     """
 
     system: str | None = None
