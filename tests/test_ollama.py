@@ -231,7 +231,7 @@ def loud(registry: Registry, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     """A model that answers loudly, greedily, and up to a stop word."""
     push(
         registry, "loud", WEIGHTS, layer("template", CHATML), layer("system", LOUD),
-        params(temperature=0, stop=["<|im_end|>", " PARIS"], num_ctx=512, mirostat=2),
+        params(temperature=0, stop=["<|im_end|>", " PARIS"], num_ctx=512, num_keep=4),
     )  # fmt: skip
     command = Command(tmp_path_factory.mktemp("loud") / "home", registry.url)
     command("download", "ollama://loud")
@@ -285,7 +285,7 @@ def test_inspect_shows_all_of_it(loud: Command) -> None:
         "parameter     temperature 0.0",
         "setting       context 512",
         "stop          ' PARIS'",
-        "no effect     mirostat",
+        "no effect     num_keep",
     ):
         assert line in shown.splitlines()
     profile = json.loads(loud("inspect", "--json", "ollama://loud"))["profile"]
@@ -297,7 +297,7 @@ def test_inspect_shows_all_of_it(loud: Command) -> None:
         "template_source": "template, from Go's language",
         "messages": [],
         "adapters": [],
-        "ignored": ["mirostat"],
+        "ignored": ["num_keep"],
         "notes": [],
     }
     assert "macro turn" in loud("inspect", "--template", "ollama://loud")
