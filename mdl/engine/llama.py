@@ -222,14 +222,14 @@ class Runner:
         )
 
     def _read_vocabulary(self) -> None:
-        attribute, control = C.llama_vocab_get_attr, C.LLAMA_TOKEN_ATTR_CONTROL | C.LLAMA_TOKEN_ATTR_UNKNOWN
         vocab = self._vocab
-        ids = [token for token in range(len(self._pieces)) if attribute(vocab, token) & control]
-        self.controls = {self._text(token): token for token in ids}
+        kinds = [C.llama_vocab_get_attr(vocab, token) for token in range(len(self._pieces))]
+        control = C.LLAMA_TOKEN_ATTR_CONTROL | C.LLAMA_TOKEN_ATTR_UNKNOWN
         own = C.LLAMA_TOKEN_ATTR_USER_DEFINED
-        others = (token for token in range(len(self._pieces)) if attribute(vocab, token) & own)
+        self.controls = {self._text(token): token for token, kind in enumerate(kinds) if kind & control}
         # No control tokens, but found in any text as if they were: Qwen's <think> and <tool_call>.
-        self.tags = {text for text in map(self._text, others) if _TAG.fullmatch(text)}
+        others = (self._text(token) for token, kind in enumerate(kinds) if kind & own)
+        self.tags = {text for text in others if _TAG.fullmatch(text)}
         self.named = {
             f"{name}_token": self._text(token)
             for name, token in (
