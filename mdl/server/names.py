@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
-from time import monotonic
 from typing import NamedTuple
 
 from mdl import layers
@@ -17,6 +16,7 @@ from mdl.profilefile import Asked
 from mdl.profiles import Profile
 from mdl.reference import show
 from mdl.server.failure import Refused
+from mdl.server.remembered import Remembered
 from mdl.weights import Weights
 
 REMEMBERED_SECONDS = 2.0  # a short name is looked for in the whole cache, which many requests need only once
@@ -46,8 +46,8 @@ class Names:
         self._library = library
         self.served = {name: _present(library, name) for name in served}
         self.loaded: Callable[[Model], bool] = lambda _: False  # whether it is up, where somebody knows
-        self._remembered: dict[tuple[str, str], tuple[float, Model]] = {}
-        self._wanted: dict[tuple[str, str, Key], tuple[float, Wanted]] = {}
+        self._remembered = Remembered[tuple[str, str], Model](REMEMBERED_SECONDS)
+        self._wanted = Remembered[tuple[str, str, Key], Wanted](REMEMBERED_SECONDS)
         self._read: dict[Key, Weights] = {}
 
     def default(self, name: str | None) -> str:
@@ -63,13 +63,7 @@ class Names:
         Refused for what cannot be a name."""
         if name in self.served:
             return self.served[name]
-        moment, model = self._remembered.get((name, path), (0.0, None))
-        if model is None or monotonic() - moment > REMEMBERED_SECONDS:
-            model = await asyncio.to_thread(self._find, name, path)
-            if len(self._remembered) >= MOST_REMEMBERED:
-                self._remembered.clear()
-            self._remembered[name, path] = monotonic(), model
-        return model
+        return await self._remembered.get((name, path), lambda: self._find(name, path))
 
     async def all(self) -> dict[str, Model]:
         """Name and model of all that can be asked for; also by the user's own names."""
@@ -78,13 +72,7 @@ class Names:
     async def wanted(self, name: str, path: str, model: Model) -> Wanted:
         """How a model is used that was asked for by this name and over this API path."""
         at = name, path, key(model)
-        moment, wanted = self._wanted.get(at, (0.0, None))
-        if wanted is None or monotonic() - moment > REMEMBERED_SECONDS:
-            wanted = await asyncio.to_thread(self._want, name, path, model)
-            if len(self._wanted) >= MOST_REMEMBERED:
-                self._wanted.clear()
-            self._wanted[at] = monotonic(), wanted
-        return wanted
+        return await self._wanted.get(at, lambda: self._want(name, path, model))
 
     def _want(self, name: str, path: str, model: Model) -> Wanted:
         weights = self._weights(model)
@@ -108,7 +96,7 @@ class Names:
 
     def forget(self) -> None:
         """What was here may not be any more."""
-        self._remembered.clear()
+        self._remembered.forget()
 
     def _is_served(self, model: Model) -> bool:
         return not self.served or key(model) in map(key, self.served.values())

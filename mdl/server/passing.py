@@ -11,7 +11,6 @@ import ssl
 import urllib.request
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from starlette.types import Receive, Scope, Send
@@ -25,6 +24,7 @@ from mdl.server import failure
 from mdl.server.failure import Refused
 from mdl.server.guard import given
 from mdl.server.metrics import Watch
+from mdl.server.remembered import Remembered
 from mdl.server.stream import while_connected
 from mdl.upstream import LARGEST_ERROR, SILENCE, Upstream
 
@@ -42,7 +42,6 @@ ROUTES = {
     "/v2/rerank": "rerank",
 }
 REMEMBERED_SECONDS = 10.0  # for which a key is not looked up again
-MOST_REMEMBERED = 256
 CONNECT_SECONDS = 10.0
 WRITE_SECONDS = 60.0
 CLOSE_SECONDS = 1.0
@@ -84,7 +83,7 @@ class Passing:
 
     settings: Settings
     _transports: "dict[tuple[bool, str | None], httpx2.AsyncHTTPTransport]" = field(default_factory=dict)
-    _known: dict[str, tuple[float, Upstream]] = field(default_factory=dict)
+    _known: Remembered[str, Upstream] = field(default_factory=lambda: Remembered(REMEMBERED_SECONDS))
     _asking: "set[asyncio.Task[Any] | None]" = field(default_factory=set)
 
     async def ask(self, model: Model, route: str, body: Mapping[str, Any], send: Send, watch: Watch) -> None:
@@ -114,13 +113,7 @@ class Passing:
 
     async def _place(self, model: Model) -> Upstream:
         at = f"{model.reference} {model.card or ''}"
-        moment, place = self._known.get(at, (0.0, None))
-        if place is None or monotonic() - moment > REMEMBERED_SECONDS:
-            place = await asyncio.to_thread(upstream.of, model, self.settings)
-            if len(self._known) >= MOST_REMEMBERED:
-                self._known.clear()
-            self._known[at] = monotonic(), place
-        return place
+        return await self._known.get(at, lambda: upstream.of(model, self.settings))
 
     async def _asked(self, place: Upstream, route: str, data: bytes) -> "httpx2.Response":
         import httpx2
