@@ -5,12 +5,13 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pexpect
 import pytest
+from commands import Mdl, command
 from hub import Answer, Hub
 from hub import page as web_page
 from hypothesis import given
@@ -54,33 +55,11 @@ download = 600_000_000
 memory = 1_100_000_000
 """
 
-Mdl = Callable[..., "subprocess.CompletedProcess[str]"]
-
 
 @pytest.fixture
 def mdl(tmp_path: Path, hub: Hub) -> Mdl:
     """Runs `mdl` with nothing of the user's, and the hub."""
-
-    def run(*arguments: str, **variables: str) -> "subprocess.CompletedProcess[str]":
-        environment = {
-            **os.environ,
-            "MDL_HOME": str(tmp_path / "home"),
-            "MDL_CONFIG": str(tmp_path / "config.toml"),
-            "MDL_DATA_HOME": str(tmp_path / "data"),
-            "HF_ENDPOINT": hub.url,
-            **variables,
-        }
-        return subprocess.run(
-            [sys.executable, "-m", "mdl", *arguments],
-            env=environment,
-            cwd=tmp_path,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
-
-    return run
+    return command(tmp_path, HF_ENDPOINT=hub.url)
 
 
 @pytest.fixture

@@ -1,14 +1,11 @@
 """mdl search: parts of names, asked of a real hub on loopback and of the catalog."""
 
 import json
-import os
-import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import Mdl, command
 from hub import GOOD, Answer, Hub
 from hub import page as web_page
 
@@ -22,33 +19,11 @@ HERE = Machine(16 << 30, 12 << 30)
 BILLION = 10**9
 FILES = {f"m.{name}.gguf": b"x" for name in ("Q2_K", "Q3_K_M", "Q4_K_M", "Q8_0", "F16")}
 
-Mdl = Callable[..., "subprocess.CompletedProcess[str]"]
-
 
 @pytest.fixture
 def mdl(tmp_path: Path, hub: Hub) -> Mdl:
     """Runs `mdl` with nothing of the user's, and the hub."""
-
-    def run(*arguments: str, **variables: str) -> "subprocess.CompletedProcess[str]":
-        environment = {
-            **os.environ,
-            "MDL_HOME": str(tmp_path / "home"),
-            "MDL_DATA_HOME": str(tmp_path / "data"),
-            "MDL_CONFIG": str(tmp_path / "config.toml"),
-            "HF_ENDPOINT": hub.url,
-            **variables,
-        }
-        return subprocess.run(
-            [sys.executable, "-m", "mdl", *arguments],
-            env=environment,
-            cwd=tmp_path,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
-
-    return run
+    return command(tmp_path, HF_ENDPOINT=hub.url)
 
 
 def add(hub: Hub, name: str, billions: float = 7, downloads: int = 0, **options: Any) -> None:
