@@ -135,7 +135,10 @@ class Fetcher:
         if not self.store.has_blob(file):
             return False
         beside = work / f"{unique()}.copy"
-        copy(self.store.blob(file.sha256 or ""), beside)
+        try:
+            copy(self.store.blob(file.sha256 or ""), beside)
+        except FileNotFoundError:  # removed meanwhile
+            return False
         if not _is_intact(beside, file):
             return False
         _appear(beside, folder / file.name)

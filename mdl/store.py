@@ -262,7 +262,7 @@ class Store:
         if file.sha256 is None or file.name in model.damaged or not self._is_in_place(file, model):
             return False
         beside = self.partial(f"{unique()}.0")
-        with disk_errors(place):
+        with disk_errors(place), contextlib.suppress(FileNotFoundError):  # the version was removed meanwhile
             link(place, beside)
             if sha256_of(beside) == file.sha256:
                 self.keep(beside, file.sha256)

@@ -31,6 +31,7 @@ from faults import (
     Place,
     Point,
     Ran,
+    digest,
     ended,
     lying_locks,
     mounted,
@@ -215,6 +216,32 @@ def test_on_its_way_into_place_nothing_that_has_come_is_lost(place: Place, hub: 
             assert own.run(*DOWNLOAD).code == 0
             assert own.contents() == promised(BOTH)
         assert hub.sent["cdn"] == sum(len(content) for content in SPLIT.values()), point
+
+
+def test_a_version_that_vanishes_while_a_content_is_had_back_from_it_is_fetched(
+    place: Place, hub: Hub
+) -> None:
+    assert place.run(*DOWNLOAD).code == 0
+    hub.sent.clear()
+    (place.cache / "blobs" / "sha256" / digest(SPLIT[LAST])).unlink()
+    file = place.library.here(NAME).folder.relative_to(place.cache) / LAST
+    ran, struck = strike(place, Point("linkat", 1, (file.as_posix(),)), "ENOENT", *DOWNLOAD)
+    assert (ran.code, struck) == (0, True), ran
+    assert hub.sent["cdn"] == len(SPLIT[LAST])
+    assert place.contents() == promised(BOTH)
+
+
+def test_a_content_that_vanishes_while_it_is_copied_out_of_the_cache_is_fetched(
+    place: Place, hub: Hub, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    assert place.run(*DOWNLOAD).code == 0
+    hub.sent.clear()
+    blob = f"blobs/sha256/{digest(SPLIT[LAST])}"
+    ran, struck = strike(place, Point("openat", 1, (blob,)), "ENOENT", *DOWNLOAD, "--destination", str(out))
+    assert (ran.code, struck) == (0, True), ran
+    assert hub.sent["cdn"] == len(SPLIT[LAST])
+    assert (out / LAST).read_bytes() == SPLIT[LAST]
 
 
 @pytest.mark.timeout(900)
