@@ -232,7 +232,7 @@ class _Reading:
 
     def _pieces_of_calls(self, calls: Any) -> Iterator[CallPiece]:
         for place, call in enumerate(calls if isinstance(calls, list) else ()):
-            index = _mapping(call).get("index", place)
+            index = call.get("index", place) if isinstance(call, dict) else None
             if type(index) is not int or not 0 <= index < MOST_CALLS:
                 raise NetworkError(f"{self._host} calls a tool in a way that cannot be understood")
             function = _mapping(call.get("function"))

@@ -453,6 +453,8 @@ ERRORS: list[tuple[Reply, type[MdlError], str]] = [
     (stream(chunk("Hel"), chunk(finish="content_filter")), MdlError, "content filter"),
     (Reply([b"\x1f\x8b"], 200, {"content-encoding": "gzip"}), NetworkError, "compressed"),
     (stream(chunk(tool_calls=[{"index": 1 << 40}])), NetworkError, "calls a tool"),
+    (stream(chunk(tool_calls=[["f"]])), NetworkError, "calls a tool"),
+    (answer({"choices": [{"message": {"tool_calls": [None]}}]}), NetworkError, "calls a tool"),
 ]
 
 
@@ -919,6 +921,8 @@ def test_events_come_when_the_api_sends_them(odd: Stand, served: Server) -> None
         (Reply([b"\x1f\x8b"], 200, {"content-encoding": "gzip"}), 502, "compressed"),
         (Reply([b"x" * 65536] * 100, 500), 502, "at more length"),
         (Reply([b"x"], 500, cut=True), 500, "answered 500"),
+        (Reply([b"x"], 600), 502, "answered 600"),
+        (Reply([f'{{"error": {{"message": "{KEY}", "message": "no"}}}}'.encode()], 400), 400, "no"),
     ],
 )
 def test_errors_come_with_their_status_in_openais_form(
@@ -939,6 +943,15 @@ def test_a_stream_that_breaks_off_ends_with_an_error(odd: Stand, served: Server)
     *_, last, rest = found.text.split("\n\n")
     assert rest == ""
     assert "broke off" in json.loads(last.removeprefix("data: "))["error"]["message"]
+
+
+def test_a_length_that_an_api_says_and_does_not_keep_to_is_not_told(odd: Stand, served: Server) -> None:
+    for reply in (Reply([b"{}"]), Reply([b": hello\n\n"], headers={"content-type": EVENTS}, cut=True)):
+        reply.headers["content-length"] = "1"
+        odd.gives(reply)
+        found = post(served, "plain")
+        assert found.content.startswith(b"".join(reply.pieces))
+        assert "content-length" not in found.headers
 
 
 def test_an_answer_that_breaks_off_is_not_made_whole(odd: Stand, served: Server) -> None:

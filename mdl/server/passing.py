@@ -185,6 +185,8 @@ class Relay:
 
     async def _pass(self) -> None:
         headers = told(self.response.headers.raw, self.place)
+        if self._is_stream or "transfer-encoding" in self.response.headers:  # then a length means nothing
+            headers = [header for header in headers if header[0] != b"content-length"]
         if self._is_stream:
             headers.append((b"x-accel-buffering", b"no"))  # nginx would keep the pieces until it has many
         await self.send(
@@ -220,11 +222,13 @@ def told(headers: Iterable[tuple[bytes, bytes]], place: Upstream) -> Headers:
 
 
 async def _refuse(place: Upstream, response: "httpx2.Response", send: Send) -> None:
-    """Passes an error back: as it is if it has the form that clients expect, else in that form."""
+    """Passes an error back: what it says if it has the form that clients expect, else in that form."""
     import httpx2
 
     if response.status_code < 400:
         raise _unreachable(place, f"sends elsewhere ({response.status_code}), which is not followed")
+    if response.status_code > 599:
+        raise _unreachable(place, f"answered {response.status_code}, which means nothing")
     said = bytearray()
     try:
         async for piece in response.aiter_raw():
@@ -245,22 +249,22 @@ async def _refuse(place: Upstream, response: "httpx2.Response", send: Send) -> N
 
 
 def error_body(place: Upstream, status: int, said: bytes) -> bytes:
-    """{"error": …} as the API wrote it, but without the key if it is there; or one that tells the status."""
+    """{"error": …} as the API means it, but without the key if it is there; or one that tells the status."""
     try:
         content = json.loads(said)
+        plain = json.dumps(content)  # in which a key is not spelled by escapes, or under a name twice
     except (ValueError, RecursionError):
         content = None
     if isinstance(content, dict) and isinstance(content.get("error"), dict):
         secret = json.dumps(place.key.secret)[1:-1]  # as it stands in JSON
-        plain = json.dumps(content)
-        return plain.replace(secret, "***").encode() if secret and secret in plain else said
+        return (plain.replace(secret, "***") if secret else plain).encode()
     error = failure.body(Refused(str(upstream.failure(place, status, said).message), status=status))
     error["error"]["code"] = "upstream_error"
     return json.dumps(error).encode()
 
 
 def _unreachable(place: Upstream, what: str, status: int = 502) -> Refused:
-    return Refused(f"{place.reference.host} {what}", status=status, code="upstream_error")
+    return Refused(f"{place.reference.host} {place.without_key(what)}", status=status, code="upstream_error")
 
 
 def _cause(error: Exception) -> str:
