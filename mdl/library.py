@@ -153,7 +153,7 @@ class Library:
         if resolution.model is not None:
             return self._freshened(resolution.model, watch)
         if resolution.reference is None:
-            raise NotFound(f"no model is called {show(text)}", hint="mdl list shows what is here")
+            raise unknown(text)
         if not self._may_fetch(resolution.reference, watch):
             raise NotFound(
                 f"{resolution.reference} is not on this machine", hint=f"mdl download {resolution.reference}"
@@ -676,6 +676,17 @@ class Library:
         return replace(model, folder=destination)
 
 
+def unknown(text: str) -> NotFound:
+    """What to tell of a name that means nothing: those of the catalog that are like it."""
+    from mdl.catalog import catalog
+
+    near = catalog().near(text, least=0.7)
+    hint = "mdl list shows what is here, mdl search TERMS what there is: a remote model has at least org/name"
+    return NotFound(
+        f"no model is called {show(text)}", hint=f"did you mean {' or '.join(near)}?" if near else hint
+    )
+
+
 def _elsewhere(model: Model) -> UnsupportedModel:
     return UnsupportedModel(f"{model.reference} runs at an API: nothing of it is here", "mdl chat can ask it")
 
@@ -691,9 +702,7 @@ def _present(resolution: Resolution) -> Model:
 def _source(resolution: Resolution) -> Reference:
     """What to ask the source for: as it was written, unless that was short for something that is here."""
     if resolution.reference is None:
-        raise NotFound(
-            f"no model is called {show(resolution.name)}", hint="a remote model has at least org/name"
-        )
+        raise unknown(resolution.name)
     model, name = resolution.model, resolution.name
     if resolution.wanted is not None and resolution.wanted.card is not None:
         from mdl import carded, modeljson
@@ -768,8 +777,8 @@ def _as_path(text: str) -> Path | None:
     """The path that a string means: it is written as one, or something is there."""
     if text.startswith("file://"):
         return Path(Reference.parse(text).path)
-    if "\0" in text or len(text) > LONGEST or "://" in text:
-        return None
+    if not text or "\0" in text or len(text) > LONGEST or "://" in text:
+        return None  # of no text Path makes the current folder
     try:
         path = Path(text).expanduser()
         return path if _is_written_as_path(text) or path.exists() else None

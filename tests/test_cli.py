@@ -288,11 +288,22 @@ def test_inspect_shows_each_part_alone(mdl: Mdl) -> None:
 # Errors: one line with the cause, one with what to do, the documented exit code
 
 
+@pytest.mark.parametrize("wanted", [["zzz"], ["--filter", "size>1TB"]])
+def test_a_list_in_which_nothing_is_like_what_was_asked_for_says_so(
+    mdl: Mdl, repository: Mapping[str, bytes], wanted: Sequence[str]
+) -> None:
+    mdl("download", "org/demo-GGUF")
+    listed = mdl("list", *wanted)
+    assert (listed.stdout, listed.stderr) == ("", "nothing here is like that: mdl list shows all\n")
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "cause"),
     [
         (["nope"], 2, "No such command"),
         (["download"], 2, "which model?"),
+        (["download", ""], 2, "empty"),
+        (["chat", "", "hi"], 2, "empty"),
         (["download", "org/../../etc/passwd"], 2, "cannot be"),
         (["download", "org/na\x1b[31mme"], 2, "invisible"),
         (["download", "x" * 5000], 2, "too long"),
@@ -350,7 +361,7 @@ def test_resolve_tells_each_step_of_what_it_does_not_find(mdl: Mdl) -> None:
         ["catalog", "miss"],
         ["remote", "miss"],
     ]
-    assert done.stderr.startswith("mdl: nothing is called 'nothing'\n")
+    assert done.stderr.startswith("mdl: no model is called 'nothing'\nmdl list shows what is here")
     steps = json.loads(mdl("resolve", "nothing", "--json").stdout)["steps"]
     assert [step["step"] for step in steps] == ["path", "cache", "catalog", "remote"]
 
@@ -391,6 +402,8 @@ def test_rm_asks_and_a_script_has_to_say_yes(mdl: Mdl, repository: Mapping[str, 
     assert ambiguous.returncode == 2
     assert "Q4_K_M" in ambiguous.stderr
     assert mdl("rm", "--dry-run", "demo-GGUF:Q8_0").stderr.endswith("nothing was removed\n")
+    looked = documents(mdl("rm", "--dry-run", "--json", "demo-GGUF:Q8_0"))
+    assert (looked["found"], looked["removed"], looked["freed"]) == ([f"{MODEL}:Q8_0"], [], 0)
     removed = documents(mdl("rm", "-y", "--json", "demo-GGUF:Q8_0"))
     assert removed["removed"] == [f"{MODEL}:Q8_0"]
     assert removed["freed"] == len(repository["demo-Q8_0.gguf"])

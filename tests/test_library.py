@@ -158,6 +158,24 @@ def test_a_name_without_a_source_is_said_to_be_one(library: Library, here: Path)
         library.get("granite")
 
 
+@pytest.mark.parametrize("ask", [Library.get, Library.download])
+def test_a_name_that_means_nothing_is_answered_with_the_nearest_of_the_catalog(
+    library: Library, here: Path, ask: Callable[[Library, str], Model]
+) -> None:
+    with pytest.raises(NotFound, match="'llama3'") as failure:
+        ask(library, "llama3")
+    assert "did you mean llama3." in failure.value.hint
+    with pytest.raises(NotFound, match="'xyzzy'") as failure:
+        ask(library, "xyzzy")
+    assert "mdl search" in failure.value.hint
+
+
+def test_no_name_is_not_the_folder_one_is_in(library: Library, here: Path) -> None:
+    (here / "m.gguf").write_bytes(Q4)
+    with pytest.raises(UsageError, match="empty"):
+        library.download("")
+
+
 # Names of what is here
 
 

@@ -181,6 +181,8 @@ def list_models(
         for model in shown:
             whole = versions or model.summary.kind == "checkpoint" or model.is_api
             ui.out(str(model.reference) if whole else str(model.reference.model))
+    elif not shown and (pattern or filters):
+        ui.talk("nothing here is like that: mdl list shows all")
     else:
         about = {at: base or "-" for at, base in bases.items()}
         about |= {place: state.counted for place, state in steps.items() if place}
@@ -267,7 +269,9 @@ def resolve(
     elif resolution.reference:
         ui.out(f"=> not on this machine: mdl download {resolution.reference}")
     if resolution.reference is None:
-        raise NotFound(f"nothing is called {show(text)}", hint="mdl list shows what is here")
+        from mdl.library import unknown
+
+        raise unknown(text)
     return 0
 
 
@@ -283,19 +287,18 @@ def remove(
     found = [library.removable(name) for name in options.several(names, model)]
     for version in found:
         ui.talk(f"{version.reference} ({version.version}), {ui.size(version.size)}, in {version.folder}")
-    if dry_run:
-        ui.talk("nothing was removed")
-        return
-    if not yes and not ui.is_interactive():
+    if not dry_run and not yes and not ui.is_interactive():
         raise UsageError("nobody is here to ask whether to remove that", hint="say so with --yes")
-    if not yes and not ui.confirm("Remove?"):
-        ui.talk("nothing was removed")
-        return
-    freed = sum(library.store.remove(version) for version in found)
+    removed = found if not dry_run and (yes or ui.confirm("Remove?")) else []
+    freed = sum(library.store.remove(version) for version in removed)
     if json:
-        ui.show_json({"removed": [str(version.reference) for version in found], "freed": freed})
+        ui.show_json({"found": _names(found), "removed": _names(removed), "freed": freed})
     else:
-        ui.talk(f"{ui.size(freed)} freed")
+        ui.talk(f"{ui.size(freed)} freed" if removed else "nothing was removed")
+
+
+def _names(models: "list[ModelRecord]") -> list[str]:
+    return [str(model.reference) for model in models]
 
 
 def alias(
