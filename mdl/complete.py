@@ -109,13 +109,13 @@ def _known() -> tuple[list[Reference], set[str]]:
     """What is in the cache, and the user's own names."""
     from mdl import config
     from mdl.errors import MdlError
-    from mdl.store import Store
+    from mdl.reader import Reader
 
     try:
         settings, _ = config.load_usable()  # a broken config.toml is told by every other command
     except MdlError:
         return [], set()
-    return [reference for reference, _ in Store(settings.home, _unread).names()], set(settings.aliases)
+    return [reference for reference, _ in Reader(settings.home, _unread).names()], set(settings.aliases)
 
 
 def _trained() -> Iterator[str]:

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mdl.describing import CARD
+from mdl.disk import entries_of, unique
 from mdl.errors import MdlError
 from mdl.filename import quantization_of, role, split_of
 from mdl.model import METADATA_NAME
-from mdl.store import Store, unique
+from mdl.store import Store
 
 if TYPE_CHECKING:
     from mdl.header import Facts
@@ -34,14 +35,14 @@ def adopt(store: Store) -> list[Path]:
     with contextlib.suppress(MdlError, OSError):
         shared = _shared(store.tree, DEEPEST, is_tree=True)
         if groups := [group for folder in shared for group in _groups(folder)]:
-            with store.dropping():
+            with store.locks.dropping():
                 return [folder for group in groups if (folder := _adopted(store, group))]
     return []
 
 
 def has_packages(store: Store) -> bool:
     """Whether zips were dropped, which `importing` takes apart."""
-    return any(entry.name.endswith(PACKAGE) for entry in _entries(store.tree))
+    return any(entry.name.endswith(PACKAGE) for entry in entries_of(store.tree))
 
 
 def filled(name: str, facts: "Facts", files: list[Path]) -> "Card":
@@ -72,7 +73,7 @@ def plain_name(stem: str) -> str:
 
 def _shared(folder: Path, depth: int, *, is_tree: bool = False) -> Iterator[Path]:
     """The folders in which models do not lie, but only folders of them: weights there were dropped."""
-    entries = _entries(folder)
+    entries = entries_of(folder)
     names = {entry.name for entry in entries}
     inner = [entry for entry in entries if entry.is_dir(follow_symlinks=False) and entry.name[0] != "."]
     if not is_tree and names & {METADATA_NAME, CARD}:
@@ -88,7 +89,7 @@ def _shared(folder: Path, depth: int, *, is_tree: bool = False) -> Iterator[Path
 
 def _holds_model(folder: Path, depth: int) -> bool:
     """Whether mdl, or somebody with a model.json, keeps a model in a folder or below."""
-    entries = _entries(folder)
+    entries = entries_of(folder)
     if any(entry.name in (METADATA_NAME, CARD) for entry in entries):
         return True
     return depth > 0 and any(
@@ -96,19 +97,11 @@ def _holds_model(folder: Path, depth: int) -> bool:
     )
 
 
-def _entries(folder: Path) -> "list[os.DirEntry[str]]":
-    try:
-        with os.scandir(folder) as entries:
-            return list(entries)
-    except OSError:
-        return []
-
-
 def _groups(folder: Path) -> list[list[Path]]:
     """What belongs together of the weights in a folder: the parts of a split, a model and its projector."""
     files = sorted(
         Path(entry.path)
-        for entry in _entries(folder)
+        for entry in entries_of(folder)
         if entry.name.endswith(".gguf") and entry.is_file(follow_symlinks=False)
     )
     groups: dict[str, list[Path]] = defaultdict(list)
@@ -142,7 +135,7 @@ def _adopted(store: Store, files: list[Path]) -> Path | None:
         place = split_of(files[0].name)
         name = plain_name(place[0] if place else files[0].stem)
         folder = _room(files[0].parent, name)
-        store.refuse_links(folder)
+        store.refuse_outside(folder)
         is_new = _write(
             folder, files[0].parent / f"{place[0] if place else files[0].stem}.json", found, files
         )
@@ -159,7 +152,7 @@ def _adopted(store: Store, files: list[Path]) -> Path | None:
 
 def _give_up(folder: Path) -> None:
     """Take away a folder that nothing came into."""
-    if {entry.name for entry in _entries(folder)} <= {CARD}:
+    if {entry.name for entry in entries_of(folder)} <= {CARD}:
         (folder / CARD).unlink(missing_ok=True)
         folder.rmdir()
 
@@ -169,7 +162,7 @@ def _room(parent: Path, name: str) -> Path:
     for number in range(1, MOST_OF_A_NAME):
         folder = parent / (name if number == 1 else f"{name}-{number}")
         folder.mkdir(exist_ok=True)
-        if not folder.is_symlink() and {entry.name for entry in _entries(folder)} <= {CARD}:
+        if not folder.is_symlink() and {entry.name for entry in entries_of(folder)} <= {CARD}:
             return folder
     raise FileExistsError(str(parent / name))
 

@@ -13,11 +13,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mdl import leftovers, metadata
+from mdl.disk import copy, disk_errors, link, unique
 from mdl.errors import Busy, IntegrityError, MdlError, UnsupportedModel
-from mdl.model import METADATA_NAME, File, Manifest, Model, from_document, refuse_twins
+from mdl.model import METADATA_NAME, File, Manifest, Model, now, refuse_twins
 from mdl.partial import publish, require_space
 from mdl.reference import show
-from mdl.store import Store, copy, disk_errors, link, now, unique, write_metadata
+from mdl.store import Store
 from mdl.transports import Transport
 
 if TYPE_CHECKING:
@@ -63,13 +65,16 @@ class Fetcher:
         """
         if not force and (whole := self._unchanged(manifest)):
             return whole  # without a lock: a cache that cannot be written to serves too
-        self.store.sweep()
+        leftovers.sweep(self.store)
         for _ in range(TRIES):
             with contextlib.ExitStack() as locks:
                 trusted = self._lock_all(manifest, locks)
                 broken = self._broken(manifest, force=force)
                 files = self._complete(manifest, trusted, force=force)
-                with contextlib.suppress(FileNotFoundError), self.store.contents_lock(shared=True):
+                with (
+                    contextlib.suppress(FileNotFoundError),
+                    self.store.locks.contents(shared=True, wait=True),
+                ):
                     model = self._commit(manifest, files, anew=force)
                     if broken:
                         self.store.relink(broken)
@@ -103,14 +108,14 @@ class Fetcher:
             )
             model = _model(manifest, [_digested(file, folder) for file in files], folder)
             (folder / METADATA_NAME).unlink(missing_ok=True)
-            write_metadata(folder, model)
+            metadata.write(folder, model)
         return model
 
     @contextlib.contextmanager
     def _workplace(self, folder: Path) -> Iterator[Path]:
         """Where things gather in a user's folder. It goes when all are whole; else the next run goes on."""
         key = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:32]
-        with self.store.transfer_lock(f"to-{key}", partial(self.waiting, str(folder))) as trusted:
+        with self.store.locks.transfer(f"to-{key}", partial(self.waiting, str(folder))) as trusted:
             work = folder / (".mdl-incoming" if trusted else f".mdl-incoming-{unique()}")
             work.mkdir(parents=True, exist_ok=True)
             yield work
@@ -165,7 +170,7 @@ class Fetcher:
         other. Tells by key which of them really keep others out."""
         names = {_key(manifest, file): file.name for file in manifest.files}
         return {
-            key: locks.enter_context(self.store.transfer_lock(key, partial(self.waiting, names[key])))
+            key: locks.enter_context(self.store.locks.transfer(key, partial(self.waiting, names[key])))
             for key in sorted(names)
         }
 
@@ -319,10 +324,8 @@ def _unpacked(manifest: Manifest, files: list[File], unpacked: Mapping[str, tupl
 
 def _recorded(folder: Path) -> Model | None:
     """What an earlier download has recorded of a user's folder."""
-    import tomllib
-
     try:
-        return from_document(tomllib.loads((folder / METADATA_NAME).read_text()), folder)
+        return metadata.read(folder / METADATA_NAME)
     except (OSError, MdlError, ValueError):
         return None
 

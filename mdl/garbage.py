@@ -15,10 +15,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from mdl import leftovers
+from mdl.disk import discard, entries_of, size_on_disk
 from mdl.errors import Busy, UnsupportedModel
+from mdl.locks import refuse_to_wait
 from mdl.partial import note_of
 from mdl.peft import CONVERTED_FROM
-from mdl.store import LEFTOVER_AGE, Store, discard, refuse_to_wait, size_on_disk, statuses
+from mdl.places import statuses
+from mdl.store import Store
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _PARTIAL = re.compile(r"([^.]+)\.partial(\..+)?")
@@ -54,7 +58,7 @@ def collect(store: Store, pieces: list[Piece]) -> list[Piece]:
     Raises Busy while a download puts something into place.
     """
     try:
-        with store.contents_lock(shared=False):
+        with store.locks.contents(shared=False, wait=False):
             fetching = _drop_locks(store)
             # While a person was asked, it may be used again.
             unused = {piece.path for piece in (*_contents(store), *converted(store))}
@@ -66,16 +70,16 @@ def collect(store: Store, pieces: list[Piece]) -> list[Piece]:
 
 
 def _leftovers(store: Store) -> Iterator[Piece]:
-    for path in store.leftovers(removed=True):
+    for path in leftovers.find(store, removed=True):
         yield from _piece("leftover", path)
     for path in store.root.glob("index.*.tmp"):
-        yield from (piece for piece in _piece("leftover", path) if piece.age > LEFTOVER_AGE)
+        yield from (piece for piece in _piece("leftover", path) if piece.age > leftovers.AGE)
 
 
 def _contents(store: Store) -> Iterator[Piece]:
     """The blobs without another name, but in what is garbage too, that no version says it has."""
-    going = Counter(found.st_ino for path in store.leftovers(removed=True) for found in _statuses(path))
-    blobs = [entry for entry in _entries(store.blobs) if _DIGEST.fullmatch(entry.name)]
+    going = Counter(found.st_ino for path in leftovers.find(store, removed=True) for found in _statuses(path))
+    blobs = [entry for entry in entries_of(store.blobs) if _DIGEST.fullmatch(entry.name)]
     lonely = [entry for entry in blobs if _is_lonely(entry, going)]
     named = {file.sha256 for model in store.models() for file in model.files} if lonely else set()
     for entry in lonely:
@@ -85,7 +89,7 @@ def _contents(store: Store) -> Iterator[Piece]:
 
 def converted(store: Store) -> Iterator[Piece]:
     """What was made of adapters that are gone, or have changed since."""
-    for entry in _entries(store.conversions):
+    for entry in entries_of(store.conversions):
         if not _has_source(Path(entry.path)):
             yield from _piece("converted", Path(entry.path))
 
@@ -102,10 +106,10 @@ def _has_source(path: Path) -> bool:
 
 def _partials(store: Store, *, resumable: bool) -> Iterator[Piece]:
     """Partial downloads. Nobody goes on with one whose content is here, or whose note is lost."""
-    leftovers = set(store.leftovers(removed=True))
-    for entry in _entries(store.incoming):
+    left = set(leftovers.find(store, removed=True))
+    for entry in entries_of(store.incoming):
         path, match = Path(entry.path), _PARTIAL.fullmatch(entry.name)
-        if match and path not in leftovers:
+        if match and path not in left:
             key = match[1]
             whole = store.incoming / f"{key}.partial"
             useless = os.path.lexists(store.blob(key)) or not os.path.lexists(note_of(whole))
@@ -119,23 +123,23 @@ def _remove(store: Store, piece: Piece, *, fetching: bool) -> bool:
             discard(piece.path)
             return not os.path.lexists(piece.path)
         key = piece.path.name.partition(".")[0]
-        with store.transfer_lock(key, refuse_to_wait) as trusted:
+        with store.locks.transfer(key, refuse_to_wait) as trusted:
             # What is promised by another digest than sha256 is a blob before anybody can know its lock.
             certain = trusted and not (fetching and piece.kind == "content")
-            if not certain and piece.age < LEFTOVER_AGE:
+            if not certain and piece.age < leftovers.AGE:
                 return False
             if piece.kind == "content":
                 return store.free(piece.path.name) > 0 or not os.path.lexists(piece.path)
             discard(piece.path)
-        store.drop_lock(f"{key}.transfer")
+        store.locks.drop(f"{key}.transfer")
         return True
     return False
 
 
 def _drop_locks(store: Store) -> bool:
     """Remove the files of locks that nobody holds; whether anything is being fetched."""
-    names = [entry.name for entry in _entries(store.locks) if _LOCK.fullmatch(entry.name)]
-    held = [name for name in names if not store.drop_lock(name)]
+    names = [entry.name for entry in entries_of(store.locks.folder) if _LOCK.fullmatch(entry.name)]
+    held = [name for name in names if not store.locks.drop(name)]
     return any(name.endswith(".transfer") for name in held)
 
 
@@ -165,10 +169,3 @@ def _piece(kind: str, path: Path) -> Iterator[Piece]:
     size = sum(size_on_disk(found) for found in _statuses(path) if found.st_nlink == 1 or kind == "content")
     since = status.st_ctime if kind == "content" else status.st_mtime
     yield Piece(kind, path, size, max(time.time() - since, 0))
-
-
-def _entries(folder: Path) -> "list[os.DirEntry[str]]":
-    try:
-        return sorted(os.scandir(folder), key=lambda entry: entry.name)
-    except OSError:
-        return []

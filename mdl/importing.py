@@ -10,21 +10,22 @@ import os
 import re
 import shutil
 import sys
-import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from mdl import archive, modeljson, ziparchive
+from mdl import archive, metadata, modeljson, ziparchive
 from mdl.describing import describe, identified
+from mdl.disk import copy, disk_errors, sha256_of, unique
 from mdl.dropped import PACKAGE, filled, plain_name
 from mdl.errors import Busy, DiskError, IntegrityError, MdlError, NotFound, UnsupportedModel, UsageError
 from mdl.filename import quantization_of, role, split_of
-from mdl.model import METADATA_NAME, File, Model, from_document
+from mdl.model import METADATA_NAME, File, Model, now
 from mdl.partial import require_space
+from mdl.places import Place, versions_in
 from mdl.reference import ONLY, Reference, show
-from mdl.store import Place, Store, copy, disk_errors, now, sha256_of, unique, versions_in
+from mdl.store import Store
 from mdl.weights import Refusal, identify
 
 How = Literal["", "link", "copy", "move"]
@@ -109,7 +110,7 @@ class Importer:
     def _recorded(self, mark: Path) -> Item:
         """A version as mdl wrote it."""
         try:
-            model = from_document(tomllib.loads(mark.read_text(encoding="utf-8")), mark.parent)
+            model = metadata.read(mark)
         except (OSError, ValueError) as error:
             raise IntegrityError(f"{mark} is unreadable: {show(str(error), 200)}") from None
         anew = f"take {METADATA_NAME} away to import what is there"
@@ -164,7 +165,7 @@ class Importer:
 
     def _bring(self, item: Item) -> Model:
         for _ in range(TRIES):
-            with contextlib.suppress(FileNotFoundError), self.store.contents_lock(shared=True):
+            with contextlib.suppress(FileNotFoundError), self.store.locks.contents(shared=True, wait=True):
                 files = [
                     self._keep(file, path) for file, path in zip(item.model.files, item.sources, strict=True)
                 ]
@@ -266,7 +267,7 @@ def adopt(store: Store) -> list[Model]:
     with contextlib.ExitStack() as locks, contextlib.suppress(MdlError, OSError):
         found = [path for path in _dropped(store.tree) if ziparchive.is_whole(path)]
         if found:
-            locks.enter_context(store.dropping())
+            locks.enter_context(store.locks.dropping())
         for path in filter(Path.exists, found):
             try:
                 with unpacked(path, store) as (folder, digests):

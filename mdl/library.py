@@ -357,7 +357,7 @@ class Library:
         for name, scale in map(adapters.asked, asked):
             adapter = find(name)
             try:
-                leases.enter_context(self.store.lease(adapter))
+                leases.enter_context(self.store.locks.lease(adapter.folder))
             except BlockingIOError:
                 raise Busy(f"{adapter.reference} is being removed") from None
             contents = {adapter.folder / file.name: file.sha256 for file in adapter.files}
@@ -665,7 +665,7 @@ class Library:
         """What needs no download, copied to where the user wants it."""
         if destination is None:
             return model
-        from mdl.store import copy, disk_errors
+        from mdl.disk import copy, disk_errors
 
         with disk_errors(destination):
             for file in model.files:

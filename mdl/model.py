@@ -172,6 +172,11 @@ class Model:
         return sorted(self.folder / file.name for file in self.files if file.role == role)
 
 
+def now() -> datetime:
+    """As precise as it is recorded."""
+    return datetime.now(UTC).replace(microsecond=0)
+
+
 def to_document(model: Model) -> dict[str, Any]:
     """The content of `.metadata`; `from_document` reads it back."""
     found = {"damaged": list(model.damaged)} if model.damaged else {}

@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mdl import garbage
+from mdl.disk import size_on_disk
 from mdl.model import Model
-from mdl.store import Store, size_on_disk, statuses, statuses_of
+from mdl.places import statuses
+from mdl.store import Store
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
@@ -67,7 +69,7 @@ def measure(store: Store) -> Usage:
     """What a cache takes."""
     models = store.models()
     blobs = dict(_blobs(store.blobs))
-    held = [(model, list(_contents(statuses_of(model)))) for model in models]
+    held = [(model, list(_contents(_statuses(model)))) for model in models]
     users = Counter(sha256 for model in models for sha256 in _digests(model))
     shares = tuple(_share(model, contents, blobs, users) for model, contents in held)
     inside = {content.key: content.size for _, contents in held for content in contents}
@@ -131,3 +133,13 @@ def _free(folder: Path) -> int:
     """What the disk has left, whether there is a cache yet or not."""
     place = next(place for place in (folder, *folder.parents) if place.exists())
     return shutil.disk_usage(place).free
+
+
+def _statuses(model: Model) -> Iterator[os.stat_result]:
+    """Of all files of a version: of those in its folder, or of its own where others share that."""
+    if model.place is None:
+        yield from statuses(model.folder)
+        return
+    for file in model.files:
+        with contextlib.suppress(OSError):
+            yield os.lstat(model.folder / file.name)

@@ -18,9 +18,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from mdl.disk import disk_errors, sha256_of, unique
 from mdl.errors import DiskError
 from mdl.model import METADATA_NAME, File, Model
-from mdl.store import Store, disk_errors, sha256_of, unique
+from mdl.store import Store
 
 THREADS = 2  # one reads while the other computes; more help only few disks
 HISTORY = "verified.json"

@@ -124,7 +124,7 @@ class Actor:
         if model.problem:
             raise Wrong(f"{model.reference}: {model.problem}")
         try:
-            with store.lease(model):
+            with store.locks.lease(model.folder):
                 return watch(store, model.folder, self.dice.uniform(0, 0.05))
         except BlockingIOError:
             return "being removed"

@@ -12,10 +12,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from mdl import garbage
+from mdl import garbage, leftovers
 from mdl.config import Settings
 from mdl.library import Library
-from mdl.store import LEFTOVER_AGE
 
 MDL = (sys.executable, "-m", "mdl")
 DOCUMENTED = {*range(11), 130, 141, 143}
@@ -141,7 +140,7 @@ def promised(models: Mapping[str, Files]) -> dict[str, str]:
 
 def untidy(place: Place) -> list[str]:
     """What cleaning, an hour after the last command, leaves though it is unused, or takes in error."""
-    earlier, store = time.time() - 2 * LEFTOVER_AGE, place.library.store
+    earlier, store = time.time() - 2 * leftovers.AGE, place.library.store
     for path in store.incoming.glob("*"):
         os.utime(path, (earlier, earlier))
     garbage.collect(store, garbage.find(store, partials=True))

@@ -19,10 +19,10 @@ from ggufmaker import model
 from hub import Hub, sha256
 from test_store import DEMO, add, put
 
-from mdl import garbage
+from mdl import garbage, leftovers
 from mdl.library import describe
 from mdl.reference import Reference
-from mdl.store import LEFTOVER_AGE, Store
+from mdl.store import Store
 
 NAME = "org/model-GGUF"
 BIG = model({"general.name": "big"}) + bytes(3 << 20)
@@ -163,7 +163,7 @@ def test_what_is_being_put_together_stays_until_it_is_surely_nobody_s(store: Sto
     index.write_text("{")
     assert prune(store) == []
     for path in (staged, index):
-        age(path, LEFTOVER_AGE + 1)
+        age(path, leftovers.AGE + 1)
     assert prune(store, older=0) == [("leftover", staged.name), ("leftover", index.name)]
     assert (staged.exists(), index.exists()) == (False, False)
 
@@ -192,7 +192,7 @@ def test_what_lies_beside_a_model_of_the_user_survives_its_removal(store: Store)
     version = add(store, "quay.io/me/mine:v1")
     mine = store.find(Reference.parse("quay.io/me/mine"))
     assert mine is not None
-    with store.lease(version):
+    with store.locks.lease(version.folder):
         assert store.remove(mine) == DEMO.stat().st_size + 1
     assert store.models() == [version]
     assert [path.name for path in folder.iterdir()] == ["v1"]
@@ -203,16 +203,16 @@ def test_what_lies_beside_a_model_of_the_user_survives_its_removal(store: Store)
 
 def test_locks_that_nobody_holds_go_and_those_that_are_held_stay(store: Store) -> None:
     one, two = add(store, "o/a:1", {"x": b"1"}), add(store, "o/b:1", {"x": b"2"})
-    with store.lease(one):
+    with store.locks.lease(one.folder):
         pass
-    with store.lease(two), store.transfer_lock("c" * 64, lambda: None):
+    with store.locks.lease(two.folder), store.locks.transfer("c" * 64, lambda: None):
         prune(store)
-        assert sorted(path.name[64:] for path in store.locks.iterdir() if "c" * 64 in path.name) == [
+        assert sorted(path.name[64:] for path in store.locks.folder.iterdir() if "c" * 64 in path.name) == [
             ".transfer"
         ]
-        assert [path.suffix for path in store.locks.iterdir()].count(".lease") == 1
+        assert [path.suffix for path in store.locks.folder.iterdir()].count(".lease") == 1
     prune(store)
-    assert [path.name for path in store.locks.iterdir()] == ["contents"]
+    assert [path.name for path in store.locks.folder.iterdir()] == ["contents"]
 
 
 HOLDER = """
@@ -222,7 +222,7 @@ from mdl.store import Store
 from mdl.library import describe
 store, inside = Store(Path(sys.argv[1]), describe), Path(sys.argv[1]) / "inside"
 for _ in range(150):
-    with store.transfer_lock("key", lambda: None):
+    with store.locks.transfer("key", lambda: None):
         inside.mkdir()  # fails where somebody else is in
         inside.rmdir()
 """
@@ -234,7 +234,7 @@ def test_removing_locks_never_lets_two_in(store: Store) -> None:
     holders = [subprocess.Popen(command, stderr=subprocess.PIPE) for _ in range(3)]
     dropped = 0
     while any(holder.poll() is None for holder in holders):
-        dropped += store.drop_lock("key.transfer")
+        dropped += store.locks.drop("key.transfer")
     errors = [holder.communicate()[1] for holder in holders]
     assert [holder.returncode for holder in holders] == [0, 0, 0], errors
     assert dropped > 10
@@ -416,7 +416,7 @@ def test_a_link_among_the_files_is_removed_and_not_followed(store: Store, tmp_pa
         "blob": store.blob("a" * 64),
         "partial": store.incoming / f"{'a' * 64}.partial",
         "leftover": store.incoming / "0123456789abcdef.removed",
-        "lock": store.locks / f"{'a' * 64}.transfer",
+        "lock": store.locks.folder / f"{'a' * 64}.transfer",
     }
     target = tmp_path / "outside" if link == "leftover" else tmp_path / "outside" / "precious"
     places[link].symlink_to(target)

@@ -661,7 +661,7 @@ def test_what_is_in_use_stays(server: Server, hub: Hub, name: str, home: Path) -
     hang_up(connection, response)
     ended(server, fetch(server, name))
     library = Library(Settings(home))
-    with library.store.lease(library.here(name)):
+    with library.store.locks.lease(library.here(name).folder):
         assert "in use" in conflict(server, name)
     hub.rate = SLOW
     hub.repositories[name].commit({file_of(name): CONTENT + b"newer"})

@@ -120,7 +120,7 @@ HOLD = """
     from mdl.library import Library
     library = Library(load())
     model = library.here(sys.argv[1])
-    with library.store.lease(model):
+    with library.store.locks.lease(model.folder):
         print("held", flush=True)
         sys.stdin.read()
 """

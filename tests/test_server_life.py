@@ -229,11 +229,11 @@ def test_a_model_that_is_loaded_cannot_be_removed_and_one_that_is_not_can(narrow
     model = library.resolve("second").model
     assert model is not None
     narrow.chat(model="second")
-    with pytest.raises(Busy), library.store.exclusive(model.folder):
+    with pytest.raises(Busy), library.store.locks.exclusive(model.folder):
         pass
     wait_until(lambda: narrow.workers() == [], 5)
     time.sleep(0.1)
-    with library.store.exclusive(model.folder):
+    with library.store.locks.exclusive(model.folder):
         pass
 
 

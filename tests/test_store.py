@@ -13,11 +13,13 @@ from pathlib import Path
 
 import pytest
 
+from mdl import leftovers
+from mdl.disk import exchange
 from mdl.errors import Busy, DiskError, IntegrityError
 from mdl.library import describe
 from mdl.model import METADATA_NAME, File, Model, Revision
 from mdl.reference import Reference
-from mdl.store import Store, exchange
+from mdl.store import Store
 
 DEMO = Path(__file__).parent.parent / "mdl" / "models" / "mdl-demo-Q8_0.gguf"
 
@@ -93,7 +95,7 @@ def test_removing_frees_what_nothing_else_uses(store: Store) -> None:
 
 def test_what_is_in_use_is_not_removed(store: Store) -> None:
     model = add(store, "o/a:Q8_0")
-    with store.lease(model), store.lease(model):
+    with store.locks.lease(model.folder), store.locks.lease(model.folder):
         with pytest.raises(Busy):
             store.remove(model)
         assert store.find(model.reference) == model
@@ -109,7 +111,7 @@ def test_a_lease_ends_with_the_process_that_held_it(store: Store) -> None:
         from mdl.library import describe
         from mdl.reference import Reference
         store = Store(Path({str(store.root)!r}), describe)
-        with store.lease(store.find(Reference.parse("o/a:Q8_0"))):
+        with store.locks.lease(store.find(Reference.parse("o/a:Q8_0")).folder):
             print("held", flush=True)
             time.sleep(60)
     """
@@ -377,7 +379,7 @@ def test_locks_that_lie_are_noticed(store: Store, lying_locks: Path) -> None:
         from mdl.store import Store
         from mdl.library import describe
         store = Store(Path({str(store.root)!r}), describe)
-        with store.transfer_lock("key", lambda: None) as trusted:
+        with store.locks.transfer("key", lambda: None) as trusted:
             print(trusted)
     """
     honest, lying = (
@@ -425,11 +427,11 @@ def test_leftovers_of_killed_processes_are_swept_when_old(store: Store) -> None:
         (store.incoming / name / "folder").mkdir(parents=True)
     for name in (*useless[4:], *useful):
         (store.incoming / name).write_text("half")
-    store.sweep()
+    leftovers.sweep(store)
     assert sorted(path.name for path in store.incoming.iterdir()) == sorted(useless + useful)
     for path in store.incoming.iterdir():
         os.utime(path, (0, 0))
-    store.sweep()
+    leftovers.sweep(store)
     assert sorted(path.name for path in store.incoming.iterdir()) == sorted(useful)
 
 

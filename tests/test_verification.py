@@ -201,7 +201,7 @@ def test_a_version_that_is_being_removed_is_not_brought_back(
     other = library.download(OTHER)
     flip(found.folder / SECOND, 50)
     verify(library)
-    with library.store.exclusive(other.folder):
+    with library.store.locks.exclusive(other.folder):
         library.download(NAME)
     left = library.store.find(other.reference)
     assert left is not None

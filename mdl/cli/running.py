@@ -244,7 +244,7 @@ def held_files(
 
 
 def _held(library: "Library", model: "Model", leases: ExitStack) -> "Weights":
-    leases.enter_context(library.store.lease(model))
+    leases.enter_context(library.store.locks.lease(model.folder))
     return library.runnable(model)
 
 

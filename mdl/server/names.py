@@ -170,7 +170,7 @@ def files(library: Library, model: Model, adapters: Sequence[str] = ()) -> Itera
     cannot run here or does not fit, Busy for what is being removed."""
     with ExitStack() as held:
         try:
-            held.enter_context(library.store.lease(model))
+            held.enter_context(library.store.locks.lease(model.folder))
         except BlockingIOError:
             raise Busy(f"{model.reference} is being removed") from None
         weights = library.weights(model)
