@@ -316,15 +316,20 @@ def _mode(path: Path, values: Mapping[str, Any]) -> int:
 
 @contextmanager
 def _locked(path: Path, seconds: float = 10) -> Iterator[None]:
-    """One process at a time changes a file. Raises DiskError for all that the disk refuses meanwhile."""
+    """One process at a time changes a file. Raises Busy where another one does for long, and DiskError for
+    all that the disk refuses meanwhile."""
     import portalocker
 
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with portalocker.Lock(path.with_name(f"{path.name}.lock"), "a", timeout=seconds):
             yield
-    except (OSError, portalocker.LockException) as error:
-        raise DiskError(f"{path} cannot be written: {error}", hint="check its permissions") from None
+    except portalocker.AlreadyLocked:
+        raise Busy(f"{path} is being changed by another mdl", hint="try again when it has ended") from None
+    except portalocker.LockException as error:
+        raise DiskError(f"{path} cannot be locked: {error}", hint="check its file system") from None
+    except OSError as error:
+        raise DiskError(f"{path} cannot be written: {error.strerror}", hint="check its permissions") from None
 
 
 def _write(path: Path, text: str, mode: int) -> None:

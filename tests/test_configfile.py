@@ -332,6 +332,18 @@ def test_what_somebody_else_changed_meanwhile_is_not_overwritten(path: Path) -> 
     assert path.read_text() == "pull = 'never'\n"
 
 
+def test_a_file_that_another_one_changes_for_long_is_busy(path: Path) -> None:
+    with configfile._locked(path), pytest.raises(Busy, match="being changed by another mdl"):  # noqa: SIM117
+        with configfile._locked(path, seconds=0):
+            pass
+
+
+def test_a_link_to_nowhere_is_an_error_in_words(path: Path, tmp_path: Path) -> None:
+    path.symlink_to(tmp_path / "gone" / "config.toml")
+    with pytest.raises(DiskError, match=r"config\.toml cannot be written: No such file or directory$"):
+        configfile.change(path, lambda text: f"{text}jobs = 2\n")
+
+
 @pytest.mark.parametrize("text", ["", OLD])
 def test_many_that_change_at_once_lose_nothing(path: Path, text: str) -> None:
     path.write_text(text)

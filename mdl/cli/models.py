@@ -332,8 +332,6 @@ def alias(
 
 def set_alias(name: str | None, target: str, aliases: Mapping[str, str]) -> None:
     """Keep what a name means. A path is kept whole, and an alias as what it means now."""
-    from pathlib import Path
-
     from mdl import config
     from mdl.reference import Reference
 
@@ -342,9 +340,19 @@ def set_alias(name: str | None, target: str, aliases: Mapping[str, str]) -> None
         raise UsageError(
             f"{show(name or '')} cannot be an alias", hint="a name without slashes, such as fast"
         )
-    path = Path(target).expanduser()
-    if target.startswith((".", "~", "/")) or path.exists():
-        target = str(path.absolute())
-    else:
+    whole = _whole_path(target)
+    if not whole:
         Reference.parse(target)
-    config.save_alias(str(reference), aliases.get(target, target))
+    config.save_alias(str(reference), aliases.get(whole or target, whole or target))
+
+
+def _whole_path(text: str) -> str:
+    """What it is from everywhere, if it is a path; else ""."""
+    from pathlib import Path
+
+    try:
+        path = Path(text).expanduser()
+        is_path = text.startswith((".", "~", "/")) or (text and path.exists())
+    except (OSError, RuntimeError):  # too long a name, ~nobody
+        return ""
+    return str(path.absolute()) if is_path else ""
