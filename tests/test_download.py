@@ -464,7 +464,7 @@ def test_progress_makes_the_retries_start_again(get, server):
 
 @pytest.mark.parametrize(("text", "least", "most"), [
     ("1", 1, 1),
-    (time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(time.time() + 10**6)), 0.4, 0.4),
+    ("Thu, 31 Dec 2099 23:59:59 GMT", 0.4, 0.4),
     ("soon", 0, 0.1), ("-5", 0, 0.1), ("", 0, 0.1), ("Fri, 99 Foo", 0, 0.1),
     ("Thu, 01 Jan 1970 00:00:00 GMT", 0, 0.1), ("999999999999", 0.4, 0.4),
 ])  # fmt: skip
