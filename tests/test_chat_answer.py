@@ -21,6 +21,7 @@ CAPITAL = "What is the capital of France?"
 PARIS = b"The capital of France is Paris."
 NOISE = ["--session", "noise", "--temperature", "100", "Tell me a story."]
 OWN_STYLE = re.compile(rb"\x1b\[[0-9]*m")
+LOADING = re.compile(r"\x1b\[2mloading demo…\x1b\[0m\r\x1b\[K".encode())
 
 
 @pytest.fixture
@@ -62,7 +63,7 @@ def chat(environment):
 
 @pytest.fixture
 def on_a_terminal(environment):
-    """The bytes that a terminal gets, both streams together."""
+    """The bytes that a terminal gets, both streams together; not what it shows when loading takes long."""
 
     def run(*arguments, **variables):
         master, slave = pty.openpty()
@@ -83,7 +84,7 @@ def on_a_terminal(environment):
             pass
         os.close(master)
         assert child.wait(10) == 0
-        return data.replace(b"\r\n", b"\n")
+        return LOADING.sub(b"", data.replace(b"\r\n", b"\n"))
 
     return run
 
@@ -110,6 +111,10 @@ def test_statistics_go_beside_the_answer(chat):
     assert re.fullmatch(
         r"7 tokens in [\d.]+ s · [\d.]+ tokens/s · prompt 15 tokens in [\d.]+ s · context 22/2048", line
     )
+
+
+def test_one_token_is_one(chat):
+    assert chat("--stats", "--max-tokens", "1", CAPITAL).stderr.startswith(b"1 token in ")
 
 
 def test_an_answer_that_the_context_cuts_says_so(chat, noise):
@@ -199,6 +204,19 @@ def test_a_session_goes_on_where_it_was(chat):
     chat("--session", "work", "My name is Ada.")
     assert chat("--session", "work", "What is my name?").stdout == b"Your name is Ada.\n"
     assert b"Ada" not in chat("What is my name?").stdout
+
+
+def test_a_session_knows_whom_it_was_with(chat, environment):
+    chat("--session", "work", "My name is Ada.")
+    question = b"What is my name?"
+
+    def go_on(name):
+        command = [*CHAT[:4], "--session", name]
+        done = subprocess.run(command, env=environment, input=question, capture_output=True, timeout=60)
+        return done.stdout or done.stderr
+
+    assert go_on("work") == b"Your name is Ada.\n"
+    assert go_on("play") == b"mdl: no session is called play\nthere are: work\n"
 
 
 def test_a_session_that_is_damaged_is_an_error_in_two_lines(chat, tmp_path):

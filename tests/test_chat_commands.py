@@ -151,6 +151,20 @@ def test_a_setting_is_set(talk, text, name, value):
     assert getattr(talk.session.sampling, name) == value
 
 
+def test_what_ollamas_people_write_after_set_works(talk):
+    respond(talk, "/set parameter temperature 0.5")
+    assert talk.session.sampling.temperature == 0.5
+    assert is_open('/set system """Answer in')
+    respond(talk, '/set system """Answer in\nuppercase."""')
+    assert talk.session.system == "Answer in\nuppercase."
+    respond(talk, "/set nothink")
+    respond(talk, "/set verbose")
+    assert (talk.session.thinking, talk.stats) == (False, True)
+    respond(talk, "/set think")
+    respond(talk, "/set quiet")
+    assert (talk.session.thinking, talk.stats) == (True, False)
+
+
 @pytest.mark.parametrize(
     ("text", "cause", "hint"),
     [
@@ -187,6 +201,7 @@ def test_settings_are_used(talk):
 def test_settings_are_shown_as_they_are_typed(talk):
     respond(talk, '/set stop ["a b", "\\n"]')
     rows = dict(respond(talk, "/show").rows)
+    assert rows["model"].startswith("demo (llama Q8_0, context ")
     assert (rows["temperature"], rows["stop"], rows["seed"]) == ("0", '"a b" "\\n"', "none")
     assert tuple(name for name, _ in respond(talk, "/set").rows) == setting.telling(talk.session.sampling)
     assert "mirostat" not in rows and "logprobs" not in rows

@@ -110,7 +110,7 @@ def statistics(usage: Usage, context: int) -> str:
     total = f"/{context}" if context else ""
     cached = f" ({usage.cached_tokens} of them known)" if usage.cached_tokens else ""
     return (
-        f"{count} tokens in {seconds:.2f} s{speed}"
+        f"{count} token{'' if count == 1 else 's'} in {seconds:.2f} s{speed}"
         f" · prompt {usage.prompt_tokens} tokens{cached} in {usage.prompt_seconds:.2f} s"
         f" · context {usage.prompt_tokens + count}{total}"
     )

@@ -10,7 +10,15 @@ from mdl.chat.nearest import nearest
 from mdl.chat.talk import Talk
 from mdl.errors import Busy, UsageError
 
-_QUOTED = re.compile(r'(/\S+\s+)?"""')
+_QUOTED = re.compile(r'(/\S+\s+(system\s+)?)?"""')
+# What ollama's people write after /set, and the command that it is here.
+_ELSEWHERE = {
+    "system": "/system",
+    "verbose": "/stats on",
+    "quiet": "/stats off",
+    "think": "/think on",
+    "nothink": "/think off",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,9 +114,11 @@ def _system(talk: Talk, text: str) -> Result:
 
 
 def _set(talk: Talk, text: str) -> Result:
-    name, _, value = text.partition(" ")
+    name, _, value = text.removeprefix("parameter ").lstrip().partition(" ")
     if not name:
         return Result(rows=_settings(talk))
+    if command := _ELSEWHERE.get(name.lower()):
+        return respond(talk, f"{command} {value}".rstrip())
     if not value.strip():
         raise UsageError(f"/set {name:.40} has no value", hint="/set NAME VALUE; /set alone lists them")
     defaults = session.fresh(talk.profile).sampling

@@ -85,10 +85,11 @@ def chat(
     cat notes.txt | mdl chat demo "Summarize:"   about a text
     mdl chat openai://api.openai.com/v1/gpt-4o   with a model that others run; mdl login keeps the key
     mdl chat demo --adapter run@latest=0.8       with a LoRA adapter: a name, a path, a training checkpoint
+    mdl chat --session trip                      goes on with what /save trip kept, and with its model
     """
     from mdl.engine import Engine
 
-    name, prompt = _model_and_prompt(words or [], model)
+    name, prompt = _model_and_prompt(words or [], model or _talked_with(words, session))
     settings = engine_settings(context, gpu_layers, threads, parallel=1)
     sampling = {
         "temperature": temperature,
@@ -181,6 +182,15 @@ def _model_and_prompt(words: list[str], option: str | None) -> tuple[str, str]:
     if option is not None:
         return option, " ".join(words)
     return words[0], " ".join(words[1:])
+
+
+def _talked_with(words: list[str] | None, session: str | None) -> str | None:
+    """The model of a saved conversation, for who names none."""
+    if words or session is None:
+        return None
+    from mdl.chat.session import load
+
+    return load(session).model or None
 
 
 def _with_piped(prompt: str) -> str | None:

@@ -252,7 +252,7 @@ class Runner:
         gpu = C.llama_supports_gpu_offload()
         return Loaded(
             architecture=self._meta("general.architecture"),
-            description=_string(C.llama_model_desc, self._model),
+            description=_string(C.llama_model_desc, self._model).replace(" ?B ", " "),  # of no known size
             size=C.llama_model_size(self._model),
             parameters=C.llama_model_n_params(self._model),
             layers=C.llama_model_n_layer(self._model),
