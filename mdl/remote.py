@@ -682,7 +682,8 @@ class _network_errors:  # noqa: N801  reads as a statement
     def _unresolved(self, host: str, cause: BaseException) -> NetworkError:
         unknown = isinstance(cause, socket.gaierror) and cause.errno == socket.EAI_NONAME
         if unknown and not self.known:
-            return NetworkError(f"{host} is not known to the name server", hint="check the spelling")
+            message = f"{host} is not known to the name server"
+            return NetworkError(message, hint="check the network, and the spelling")
         return Transient(f"the name {host} cannot be looked up")
 
 

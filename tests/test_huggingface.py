@@ -271,7 +271,7 @@ def test_what_is_private_or_not_there_says_how_to_log_in(hub: Hub, settings: Set
     error = failure(settings, NAME)
     assert isinstance(error, NotFound)
     assert error.message == f"huggingface.co/{NAME} does not exist or is private"
-    assert "hf auth login" in error.hint
+    assert "mdl login huggingface.co" in error.hint
     assert "HF_TOKEN" in error.hint
 
 

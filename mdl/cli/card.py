@@ -174,7 +174,7 @@ def _header(found: "Survey") -> str:
 def _say_what_to_do(found: "Survey", here: Collection[str]) -> None:
     card, best = found.card, found.fitting.best if found.fitting else None
     if card.about.access is False:
-        ui.talk(f"open {card.source}, accept its conditions, then log in (hf auth login) or set HF_TOKEN")
+        ui.talk(f"open {card.source}, accept its conditions, then mdl login huggingface.co, or set HF_TOKEN")
     elif card.chosen and card.chosen not in here:
         ui.talk(f"not on this machine: mdl download {card.reference}")
     if best not in (None, card.chosen) and card.reference.version is None:

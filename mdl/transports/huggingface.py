@@ -68,7 +68,7 @@ _LISTED: list[ExpandModelProperty_T] = [
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _UNDERSTOOD = ("content-type", "link", "x-error-code", "x-error-message")
 _STUMBLES = (ValueError, TypeError, LookupError, AttributeError, RecursionError, httpx2.InvalidURL)
-_LOG_IN = "log in again (hf auth login) or correct HF_TOKEN"
+_LOG_IN = "log in again with mdl login huggingface.co, or correct HF_TOKEN"
 _SPELLING = "write it as org/name, as in the address of its page"
 
 
@@ -316,7 +316,7 @@ class HuggingFace:
         if self._token:
             hint = "check the spelling; the token may not be allowed to see it"
         else:
-            hint = "check the spelling; for a private one log in (hf auth login) or set HF_TOKEN"
+            hint = "check the spelling; for a private one: mdl login huggingface.co, or set HF_TOKEN"
         return NotFound(f"{reference.model} does not exist or is private", hint)
 
     def _gated(self, reference: Reference) -> AuthError:
@@ -328,7 +328,7 @@ class HuggingFace:
             )
         return AuthError(
             f"{reference.model} is gated: its owner wants to know who downloads it",
-            hint=f"open {page}, accept its conditions, then log in (hf auth login) or set HF_TOKEN",
+            hint=f"open {page}, accept its conditions, then mdl login huggingface.co, or set HF_TOKEN",
         )
 
     def _refused(self, status: int) -> MdlError:
