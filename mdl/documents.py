@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from mdl.fetch import Plan
     from mdl.garbage import Piece
     from mdl.header import Facts
-    from mdl.library import Resolution
     from mdl.machine import Machine
     from mdl.memory import Fit, Need, Part
+    from mdl.resolution import Resolution
     from mdl.search import Match
     from mdl.survey import Survey
     from mdl.usage import Share, Usage

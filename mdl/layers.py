@@ -80,7 +80,7 @@ def of(
     Raises UsageError for what the environment says that cannot be; what files say wrongly becomes a note.
     """
     asked = library.settings.aliases.get(name, name)
-    shipped, own = profilefile.matching(model, asked, path, library)
+    shipped, own = profilefile.matching(model, asked, path, library.resolver)
     found = [
         *_of_weights(model, weights),
         Layer("the catalog", catalog.profile(model.reference)),

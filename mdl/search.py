@@ -130,7 +130,7 @@ def _match(library: Library, listed: Listed, here: Machine) -> Match:
         None if size is None else estimate.memory(size),
         places.get(default),
         _best(sizes, places),
-        bool(library.versions(listed.reference)),
+        bool(library.store.versions(listed.reference)),
     )
 
 

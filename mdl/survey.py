@@ -13,13 +13,14 @@ from mdl.catalog import catalog
 from mdl.errors import MdlError, UnsupportedModel, UsageError
 from mdl.fitting import Fitting
 from mdl.header import FIRST_READ, Facts
-from mdl.library import Library, Resolution
+from mdl.library import Library
 from mdl.memory import Fit
 from mdl.model import File
 from mdl.partial import size_text
 from mdl.ranges import PART, Ranges
 from mdl.reference import ONE_VERSION, Reference, show
 from mdl.remote import Remote, Trust
+from mdl.resolution import Resolution
 from mdl.transports import Transport
 
 _AT_ONCE = 8  # parts of a split model whose headers are asked for

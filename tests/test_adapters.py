@@ -24,7 +24,7 @@ from peftmaker import LAYER, bfloat16, pair
 from registry import Registry, titled
 from serving import DEMO, Server, text
 
-from mdl import adapters, garbage, gguf, peft, usage
+from mdl import adapters, garbage, gguf, peft, runnable, usage
 from mdl.config import Settings
 from mdl.engine import Engine
 from mdl.engine.request import Completion, EngineFiles, EngineSettings, Logprob, Sampling
@@ -694,7 +694,8 @@ def test_an_adapter_is_held_while_it_is_used(tmp_path: Path) -> None:
     library = Library(Settings(home))
     pirate, demo = library.here("pirate"), library.here("demo")
     with ExitStack() as leases:
-        found = library.adapters(demo, library.weights(demo), ["pirate=0.5"], library.here, leases)
+        weights = runnable.weights(demo)
+        found = runnable.adapters_for(library.store, demo, weights, ["pirate=0.5"], library.here, leases)
         assert [scale for _, scale in found] == [0.5]
         with pytest.raises(MdlError, match="is in use"):
             library.store.remove(pirate)

@@ -20,7 +20,7 @@ from hub import Hub, sha256
 from test_store import DEMO, add, put
 
 from mdl import garbage, leftovers
-from mdl.library import describe
+from mdl.describing import describe
 from mdl.reference import Reference
 from mdl.store import Store
 
@@ -219,7 +219,7 @@ HOLDER = """
 import sys, time
 from pathlib import Path
 from mdl.store import Store
-from mdl.library import describe
+from mdl.describing import describe
 store, inside = Store(Path(sys.argv[1]), describe), Path(sys.argv[1]) / "inside"
 for _ in range(150):
     with store.locks.transfer("key", lambda: None):

@@ -26,7 +26,7 @@ from test_cli import Mdl, documents, mdl  # noqa: F401
 from test_faults import FULL, SEED, go_through
 from tiny import DEMO
 
-from mdl import dropped, importing, modeljson, ziparchive
+from mdl import dropped, importing, modeljson, runnable, ziparchive
 from mdl.errors import IntegrityError, MdlError, NotFound, UnsupportedModel, UsageError
 from mdl.importing import Importer
 from mdl.library import Library
@@ -261,7 +261,7 @@ def test_weights_and_projector_are_imported_together(library: Library, outside: 
     (outside / "llava/llava.gguf").write_bytes(Q4)
     (outside / "llava/mmproj.gguf").write_bytes(PROJECTOR)
     [model] = bring(library, outside / "llava")
-    found = library.weights(model)
+    found = runnable.weights(model)
     assert (found.first.name, found.projector and found.projector.name) == ("llava.gguf", "mmproj.gguf")
     assert modeljson.read(model.folder / "model.json").binaries == ("llava.gguf", "mmproj.gguf")
 
@@ -274,7 +274,7 @@ def test_weights_that_a_json_names_elsewhere_come_with_it(library: Library, outs
     [model] = bring(library, outside / "m")
     assert everything(model.folder).keys() == {"far.gguf", "model.json", METADATA_NAME}
     assert (model.folder / "model.json").read_text() == card
-    assert library.weights(model).first == model.folder / "far.gguf"
+    assert runnable.weights(model).first == model.folder / "far.gguf"
 
 
 @pytest.mark.parametrize("kind", ["model", "adapter"])
@@ -289,7 +289,7 @@ def test_folders_of_safetensors_are_stored_and_inspected(library: Library, outsi
     assert str(model.reference) == "llama:latest"
     assert (model.summary.kind, model.summary.format, model.state) == (kind, "safetensors", "ready")
     assert modeljson.read(model.folder / "model.json").binaries == (f"{prefix}model.safetensors",)
-    assert library.weights(model).kind == kind
+    assert runnable.weights(model).kind == kind
 
 
 @pytest.mark.parametrize(
@@ -530,7 +530,7 @@ def test_all_parts_and_the_projector_are_dropped_together(library: Library) -> N
         drop(library, f"big-{number:05}-of-00002.gguf", part)
     drop(library, "mmproj-big-F16.gguf", PROJECTOR)
     assert names(library) == ["big"]
-    found = library.weights(library.here("big"))
+    found = runnable.weights(library.here("big"))
     assert (len(found.files), found.projector is not None) == (2, True)
 
 
@@ -538,7 +538,7 @@ def test_what_is_still_being_written_stays_and_is_not_used(library: Library) -> 
     path = drop(library, "mine.gguf", Q4[:-20])
     assert [(str(model.reference), model.state) for model in library.list()] == [("mine", "error")]
     with pytest.raises(UnsupportedModel, match="truncated"):
-        library.weights(library.here("mine"))
+        runnable.weights(library.here("mine"))
     assert path.exists()
     path.write_bytes(Q4)
     assert [model.state for model in library.list()] == ["ready"]
@@ -577,7 +577,7 @@ def test_what_can_have_no_folder_is_listed_in_place(library: Library) -> None:
     for number in range(2, dropped.MOST_OF_A_NAME):
         drop(library, f"mine-{number}", b"")
     assert names(library) == ["mine"]
-    assert library.weights(library.here("mine")).first == path
+    assert runnable.weights(library.here("mine")).first == path
 
 
 def test_a_zip_dropped_into_the_models_folder_is_imported(library: Library, outside: Path) -> None:

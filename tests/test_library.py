@@ -10,6 +10,7 @@ import pytest
 from ggufmaker import model
 from hub import Answer, Hub, sha256
 
+from mdl import runnable
 from mdl.config import Settings
 from mdl.errors import MdlError, NetworkError, NotFound, UnsupportedModel, UsageError
 from mdl.library import Library, Watch
@@ -287,7 +288,7 @@ def test_an_alias_stands_for_what_it_was_set_to(hub: Hub, library: Library, here
 def test_how_an_ambiguous_name_was_decided_can_be_explained(library: Library, here: Path) -> None:
     for place in ("quay.io/a/m:v1", "quay.io/b/m:v1"):
         plant(library, place)
-    resolution, failure = library.explain("m")
+    resolution, failure = library.resolver.explain("m")
     assert isinstance(failure, UsageError)
     assert [(step.step, step.outcome) for step in resolution.steps] == [
         ("path", "skipped"), ("cache", "found"), ("end", "error")
@@ -350,7 +351,7 @@ def test_a_folder_put_there_by_hand_is_listed_and_can_be_used(
     assert (listed.version, listed.folder) == ("n/a", folder)
     for text in texts:
         assert library.get(text).folder == folder
-        assert library.weights(library.get(text)).first == folder / "m.gguf"
+        assert runnable.weights(library.get(text)).first == folder / "m.gguf"
 
 
 def test_a_damaged_record_flags_its_model_and_hides_no_other(library: Library, here: Path) -> None:
@@ -361,7 +362,7 @@ def test_a_damaged_record_flags_its_model_and_hides_no_other(library: Library, h
     assert "unreadable" in by_name["damaged"].problem
     assert by_name["whole"].problem == ""
     with pytest.raises(UnsupportedModel, match="unreadable"):
-        library.weights(library.here("damaged"))
+        runnable.weights(library.here("damaged"))
 
 
 def test_a_download_mends_a_damaged_record(hub: Hub, library: Library, here: Path) -> None:

@@ -17,7 +17,7 @@ from serving import Server, text
 from test_cli import Mdl, documents, mdl  # noqa: F401
 from tiny import DEMO
 
-from mdl import header, inspection, layers, modeljson
+from mdl import header, inspection, layers, modeljson, runnable
 from mdl.errors import MdlError, NotFound, UnsupportedModel, UsageError
 from mdl.library import Library
 from mdl.modeljson import STATES, Card, parse
@@ -164,12 +164,12 @@ def test_what_is_wrong_in_a_model_json_becomes_a_note_and_the_model_still_runs(l
         "model.json: name has to be a text",
         "model.json: temperature cannot be 'hot'",
     )
-    inspected = inspection.describe(library, library.here("demo"), library.weights(library.here("demo")))
+    inspected = inspection.describe(library, library.here("demo"), runnable.weights(library.here("demo")))
     assert inspected["profile"]["notes"] == list(profile.notes)
     put(library, "demo/model.json", '{\n  "name": oops')
     profile = modeljson.profile(library.here("demo"))
     assert profile.notes == ("model.json: line 2, column 11: a value should be here",)
-    assert library.weights(library.here("demo")).first.name == "demo.gguf"
+    assert runnable.weights(library.here("demo")).first.name == "demo.gguf"
 
 
 @pytest.mark.parametrize("text", ["", "[]", "3", '{"a": ', "{" * 1000, "\0", '{"a": 1} x'])
@@ -232,7 +232,7 @@ def test_one_folder_may_hold_a_json_for_each_quantization(library: Library) -> N
     for name in ("q4", "q8"):
         for asked in (f"llama/{name}", f"llama:{name}"):
             found = library.here(asked)
-            assert library.weights(found).first.name == f"{name}.gguf"
+            assert runnable.weights(found).first.name == f"{name}.gguf"
             assert found.place == library.store.tree / f"llama/{name}.gguf"
         assert modeljson.of(found).id == f"llama/{name}"
         assert set_of(library, f"llama/{name}")[1] == {"top_k": int(name[1])}
@@ -254,7 +254,7 @@ def test_one_of_several_in_a_folder_is_removed_without_the_others(library: Libra
     put(library, "llama/mmproj.gguf", PROJECTOR)
     library.store.remove(library.removable("llama/q4"))
     assert names(library) == ["llama:q8"]
-    assert library.weights(library.here("llama/q8")).projector is not None
+    assert runnable.weights(library.here("llama/q8")).projector is not None
     library.store.remove(library.removable("llama/q8"))
     assert not (library.store.tree / "llama").exists()
 
@@ -274,7 +274,7 @@ def test_a_projector_and_weights_are_one_model(library: Library) -> None:
     put(library, "llava/llava.gguf", Q4)
     put(library, "llava/vision.gguf", PROJECTOR)
     put(library, "llava/another.gguf", Q8)
-    found = library.weights(library.here("llava"))
+    found = runnable.weights(library.here("llava"))
     assert (found.first.name, found.projector and found.projector.name) == ("llava.gguf", "vision.gguf")
 
 
@@ -290,10 +290,10 @@ def test_sharded_weights_are_one_model_under_one_json(library: Library) -> None:
     )
     put(library, "many/part.json", {})
     for name in ("big", "many/part"):
-        assert len(library.weights(library.here(name)).files) == 3
+        assert len(runnable.weights(library.here(name)).files) == 3
     (library.store.tree / "big/big-00002-of-00003.gguf").unlink()
     with pytest.raises(UnsupportedModel, match="missing"):
-        library.weights(library.here("big"))
+        runnable.weights(library.here("big"))
 
 
 def split(count: int) -> list[bytes]:
@@ -310,14 +310,14 @@ def split(count: int) -> list[bytes]:
 def test_source_url_may_be_local(library: Library, source: str) -> None:
     path = put(library, "mine/demo.gguf", Q4)
     put(library, "mine/model.json", {"source_url": source.format(folder=path.parent)})
-    assert library.weights(library.here("mine")).first == path
+    assert runnable.weights(library.here("mine")).first == path
 
 
 def test_a_folder_with_a_model_json_is_a_model_by_its_path_too(library: Library, tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / f"{name}.gguf").write_bytes(Q4)
     (tmp_path / "model.json").write_text('{"source_url": "./b.gguf", "top_k": 3}')
-    assert library.weights(library.here(str(tmp_path))).first == tmp_path / "b.gguf"
+    assert runnable.weights(library.here(str(tmp_path))).first == tmp_path / "b.gguf"
     assert set_of(library, str(tmp_path))[1] == {"top_k": 3}
     (tmp_path / "model.json").write_text('{"metadata": {"engine": "vllm"}}')
     with pytest.raises(UnsupportedModel, match="engine vllm"):
@@ -338,7 +338,7 @@ def test_source_url_may_be_in_the_home_folder(
     (tmp_path / "downloads").mkdir()
     (tmp_path / "downloads/demo.gguf").write_bytes(Q4)
     put(library, "mine/model.json", {"source_url": "~/downloads/demo.gguf"})
-    assert library.weights(library.here("mine")).first == tmp_path / "downloads/demo.gguf"
+    assert runnable.weights(library.here("mine")).first == tmp_path / "downloads/demo.gguf"
     assert names(library) == ["mine"]
     library.store.remove(library.removable("mine"))
     assert names(library) == []
@@ -383,7 +383,7 @@ def test_one_of_several_that_are_only_json_is_fetched_without_the_others(library
         url = f"https://huggingface.co/org/demo-GGUF/blob/main/demo-{name}.gguf"
         put(library, f"many/demo-{name}.json", {"source_url": url})
     found = library.download("many/demo-Q8_0")
-    assert library.weights(found).first.read_bytes() == Q8
+    assert runnable.weights(found).first.read_bytes() == Q8
     assert {str(model.reference): model.state for model in library.list()} == {
         "many:demo-Q4_K_M": "not-downloaded",
         "many:demo-Q8_0": "ready",
@@ -424,7 +424,7 @@ def test_weights_and_projector_may_come_from_two_places(library: Library, hub: H
         for name in ("demo-GGUF/resolve/main/demo-Q8_0.gguf", "eyes-GGUF/resolve/main/mmproj-F16.gguf")
     ]
     put(library, "seeing/model.json", {"metadata": {"binaries": urls}})
-    found = library.weights(library.download("seeing"))
+    found = runnable.weights(library.download("seeing"))
     assert (found.first.name, found.projector and found.projector.name) == (
         "demo-Q8_0.gguf",
         "mmproj-F16.gguf",
@@ -469,7 +469,7 @@ def test_a_source_url_that_is_none_is_an_error(library: Library, source: str) ->
     put(library, "odd/model.json", {"source_url": source})
     assert len(library.list()) == 1
     with pytest.raises((UsageError, UnsupportedModel, NotFound)):
-        library.weights(library.download("odd"))
+        runnable.weights(library.download("odd"))
 
 
 def test_what_is_only_json_is_inspected_and_removed(mdl: Mdl, tmp_path: Path) -> None:  # noqa: F811
@@ -538,7 +538,7 @@ def test_what_cannot_run_here_is_recognised_listed_and_refused_with_what_it_is(
         assert (str(model.reference), model.state) == ("other", "unsupported")
         assert (model.summary.unsupported or "").startswith(what)
     with pytest.raises(UnsupportedModel, match=what) as caught:
-        library.runnable(library.here("other"))
+        runnable.for_engine(library.here("other"))
     assert "GGUF version" in caught.value.hint
 
 
@@ -553,7 +553,7 @@ def test_quantizations_of_others_are_recognised_listed_and_refused(library: Libr
         model.summary.unsupported == f"a model quantized with {method.upper()}, which llama.cpp does not run"
     )
     with pytest.raises(UnsupportedModel, match=method.upper()):
-        library.runnable(model)
+        runnable.for_engine(model)
 
 
 def test_files_that_are_only_called_like_weights_are_not_listed(library: Library) -> None:

@@ -21,6 +21,7 @@ from hub import Hub, sha256
 from registry import INDEX, MANIFEST, Blob, Front, digest, manifest, titled
 from registry import Registry as RealRegistry
 
+from mdl import runnable
 from mdl.config import Settings
 from mdl.errors import IntegrityError, MdlError, NotFound, UnsupportedModel, UsageError
 from mdl.library import Library, Watch
@@ -118,7 +119,7 @@ def test_a_model_of_docker_s_comes_with_its_parts(
     found = library.download(f"{registry.host}/{repository}:1B")
     name = "demo-Q4_K_M.gguf" if version == "0.2" else "model.gguf"
     assert contents(found) == {name: Q4, "LICENSE": b"licence", "chat_template.jinja": b"{{ x }}"}
-    assert library.runnable(found).first.name == name
+    assert runnable.for_engine(found).first.name == name
 
 
 def test_a_modelkit_comes_out_of_its_archives(

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from serving import DEMO, Server, text
 
-from mdl import layers, parameters
+from mdl import layers, parameters, runnable
 from mdl.engine import Engine
 from mdl.engine.request import CACHE_TYPES, Chat, EngineFiles, EngineSettings, Message, Sampling
 from mdl.errors import UnsupportedModel, UsageError
@@ -147,7 +147,7 @@ def settled(home: Path, name: str) -> layers.Layers:
 
     library = Library(Settings(home / "home"))
     model = library.here(name)
-    return layers.of(library, model, library.weights(model), name)
+    return layers.of(library, model, runnable.weights(model), name)
 
 
 def test_the_environment_goes_before_files_and_after_flags(

@@ -362,7 +362,7 @@ def test_and_of_its_models_the_one_that_is_loaded(cached: Library, place: Callab
     place(b='names = ["gpt-4"]\nmodels = ["two", "org/*", "demo"]')
     one = cached.here("one").reference
     asked = profilefile.Asked(loaded=lambda model: model.reference == one)
-    found = cached.asked("gpt-4", asked).model
+    found = cached.resolver.resolve("gpt-4", asked).model
     assert found is not None and found.reference == one
 
 
@@ -379,7 +379,7 @@ def test_a_model_that_is_not_here_is_fetched_by_its_own_name(
     cached: Library, place: Callable[..., Path], server: Server
 ) -> None:
     place(a='names = ["gpt-4"]\nmodels = ["quay.io/org/not-here:v1"]')
-    resolution, _ = cached.explain("gpt-4")
+    resolution, _ = cached.resolver.explain("gpt-4")
     assert str(resolution.reference) == "quay.io/org/not-here:v1"
     assert [step.outcome for step in resolution.steps if step.step == "profile"] == ["miss"]
     status, answer = server.chat(model="absent")

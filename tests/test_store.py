@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from mdl import leftovers
+from mdl.describing import describe
 from mdl.disk import exchange
 from mdl.errors import Busy, DiskError, IntegrityError
-from mdl.library import describe
 from mdl.model import METADATA_NAME, File, Model, Revision
 from mdl.reference import Reference
 from mdl.store import Store
@@ -108,7 +108,7 @@ def test_a_lease_ends_with_the_process_that_held_it(store: Store) -> None:
         import sys, time
         from pathlib import Path
         from mdl.store import Store
-        from mdl.library import describe
+        from mdl.describing import describe
         from mdl.reference import Reference
         store = Store(Path({str(store.root)!r}), describe)
         with store.locks.lease(store.find(Reference.parse("o/a:Q8_0")).folder):
@@ -377,7 +377,7 @@ def test_locks_that_lie_are_noticed(store: Store, lying_locks: Path) -> None:
     code = f"""
         from pathlib import Path
         from mdl.store import Store
-        from mdl.library import describe
+        from mdl.describing import describe
         store = Store(Path({str(store.root)!r}), describe)
         with store.locks.transfer("key", lambda: None) as trusted:
             print(trusted)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from test_store import DEMO, add, put
 
 from mdl import garbage, usage
-from mdl.library import describe
+from mdl.describing import describe
 from mdl.model import METADATA_NAME
 from mdl.store import Store
 from mdl.usage import Share, Usage

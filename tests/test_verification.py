@@ -18,6 +18,7 @@ from ggufmaker import model
 from hub import Hub, sha256
 from test_fetch import contents, transferred
 
+from mdl import runnable
 from mdl.errors import UnsupportedModel
 from mdl.library import Library
 from mdl.model import METADATA_NAME, Model
@@ -303,16 +304,16 @@ def test_damage_is_listed_and_not_run_until_it_is_mended(library: Library, found
     [listed] = library.list()
     assert listed.damaged == (SECOND,)
     with pytest.raises(UnsupportedModel) as refusal:
-        library.weights(library.here(NAME))
+        runnable.weights(library.here(NAME))
     assert refusal.value.hint == f"mdl download huggingface.co/{NAME}:Q8_0"
-    library.weights(library.download(NAME))
+    runnable.weights(library.download(NAME))
 
 
 def test_damage_in_what_people_read_stops_nobody(library: Library, found: Model) -> None:
     flip(found.folder / "README.md", 1)
     verify(library)
     assert library.list()[0].damaged == ("README.md",)
-    library.weights(library.here(NAME))
+    runnable.weights(library.here(NAME))
 
 
 def test_what_is_right_again_is_not_marked_any_more(library: Library, found: Model) -> None:

@@ -41,7 +41,7 @@ def inspect(
     offline: Offline = False,
 ) -> None:
     """Header, files, template, licence and versions of a model, here or at its source."""
-    from mdl import inspection
+    from mdl import inspection, runnable
 
     text = options.one(name, model)
     reach = partial(
@@ -65,7 +65,7 @@ def inspect(
         surveyed = survey(library, text, context)
         value, part = partial(inspection.remote_value, surveyed), partial(inspection.remote_part, surveyed)
     else:
-        weights = library.weights(found)
+        weights = runnable.weights(found)
         value, part = partial(inspection.value, weights), partial(inspection.part, found, weights)
     asked = {
         "files": files,
@@ -77,7 +77,7 @@ def inspect(
     wanted = [part for part, is_asked in asked.items() if is_asked]
     if settings:
         here = found or library.here(text)  # which says that it is not
-        _show_settings(inspection.settings(library, here, library.weights(here), text), json=json)
+        _show_settings(inspection.settings(library, here, runnable.weights(here), text), json=json)
     elif key is not None:
         _show_value(value(key), json=json, name=key)
     elif wanted:
@@ -130,7 +130,7 @@ def _show_parts(parts: dict[str, Any], *, json: bool) -> None:
 def _show_card(library: "Library", surveyed: "Survey", *, json: bool) -> None:
     from mdl import documents
 
-    here = {model.version for model in library.versions(surveyed.card.reference)}
+    here = {model.version for model in library.store.versions(surveyed.card.reference)}
     if json:
         ui.show_json(documents.card(surveyed, here))
         return

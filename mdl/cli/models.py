@@ -160,7 +160,7 @@ def list_models(
     mdl list --adapters                       with the model that each adapter was made for
     mdl list --checkpoints                    what training left: RUN:NAME, RUN@STEP and RUN@latest are names
     """
-    from mdl import documents, listing
+    from mdl import documents, listing, runnable
 
     library = options.open_library(tolerant=True)
     trained = library.checkpoints() if checkpoints else []
@@ -169,10 +169,10 @@ def list_models(
     rows = found if versions else listing.newest(found)
     shown = [model for model in rows if adapters or model.summary.kind != "adapter"]
     shown += listing.select([model for _, model in trained], pattern, filters or [], sort)
-    called = library.apis()
+    called = library.resolver.apis()
     shown += listing.select(list(dict.fromkeys(called.values())), pattern, filters or [], sort)
     made = [model for model in shown if _section(model) and not model.is_api]
-    bases = {model.place or model.folder: library.base_model(model) for model in made}
+    bases = {model.place or model.folder: runnable.base_model(model) for model in made}
     if json:
         places = ((model, model.place or model.folder) for model in shown)
         listed = [documents.listed(model, bases.get(at), steps.get(at)) for model, at in places]
@@ -254,7 +254,7 @@ def resolve(
     from mdl import documents
 
     text = options.one(name, model)
-    resolution, failure = options.open_library(offline=offline, tolerant=True).explain(text)
+    resolution, failure = options.open_library(offline=offline, tolerant=True).resolver.explain(text)
     if json:
         ui.show_json(documents.resolution(resolution))
         return 0 if resolution.reference else failure.code if failure else NotFound.code
@@ -269,7 +269,7 @@ def resolve(
     elif resolution.reference:
         ui.out(f"=> not on this machine: mdl download {resolution.reference}")
     if resolution.reference is None:
-        from mdl.library import unknown
+        from mdl.resolution import unknown
 
         raise unknown(text)
     return 0

@@ -194,7 +194,7 @@ def _signs(names: list[str]) -> list[str]:
     from mdl import matching
 
     library = options.open_library(ask=False)
-    found = ((name, library.found(name)) for name in names)
+    found = ((name, library.resolver.found(name)) for name in names)
     return [f"{name} is {sign}" for name, model in found if model for sign in matching.signs(model)]
 
 

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from mdl.library import Library
     from mdl.model import Model
     from mdl.profiles import Profile
-    from mdl.weights import Weights
 
 AUTO = "auto"
 PARALLEL, BATCH = 4, 512  # of mdl serve, where neither a flag nor a profile says otherwise
@@ -240,22 +239,19 @@ def held_files(
 ) -> "tuple[EngineFiles, Profile]":
     """What an engine loads for a model and its adapters, held so that nobody removes it meanwhile; and the
     model's profile."""
-    from mdl import layers
+    from mdl import layers, runnable
     from mdl.engine.request import EngineFiles
     from mdl.progress import watch
 
     with watch(ask=True) as watched:
         model = model or library.get(name, watched)
-        weights = _held(library, model, leases)
+        runnable.hold(library.store, model, leases)
+        weights = runnable.for_engine(model)
         profile = layers.of(library, model, weights, name).merged()
-        found = library.adapters(model, weights, adapters, partial(library.get, watch=watched), leases)
+        find = partial(library.get, watch=watched)
+        found = runnable.adapters_for(library.store, model, weights, adapters, find, leases)
     own = [(path, 1.0) for path in profile.adapters]
     return EngineFiles(weights.first, weights.projector, (*own, *found), profile.template), profile
-
-
-def _held(library: "Library", model: "Model", leases: ExitStack) -> "Weights":
-    leases.enter_context(library.store.locks.lease(model.folder))
-    return library.runnable(model)
 
 
 def engine_settings(
@@ -323,6 +319,7 @@ def serve(
     mdl serve qwen3:4b --api-key sk-1 --host 0.0.0.0     one, for others with the key
     mdl serve --api-key sk-1=gpt-4 --api-key sk-2=demo   each client the model of its key
     """
+    from mdl import runnable
     from mdl.progress import watch
     from mdl.server.options import ServeOptions
     from mdl.server.run import serve as run_server
@@ -339,8 +336,9 @@ def serve(
             found = library.get(name, watched)
             if found.is_api and not adapters:
                 continue
-            weights = library.runnable(found)
-            library.adapters(found, weights, adapters, partial(library.get, watch=watched), leases)
+            weights = runnable.for_engine(found)
+            find = partial(library.get, watch=watched)
+            runnable.adapters_for(library.store, found, weights, adapters, find, leases)
     chosen = ServeOptions(
         host=host,
         port=port,

@@ -20,9 +20,10 @@ from time import monotonic, time
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from mdl.errors import Busy, MdlError, NotFound
-from mdl.library import Library, Resolution, Watch
+from mdl.library import Library, Watch
 from mdl.model import Model
 from mdl.reference import HUGGING_FACE, OLLAMA, Reference, show
+from mdl.resolution import Resolution
 from mdl.server.failure import Refused
 from mdl.server.names import PATHS
 from mdl.server.options import Limits

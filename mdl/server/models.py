@@ -20,7 +20,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from mdl import documents
+from mdl import documents, runnable
 from mdl.errors import Busy, MdlError, NotFound
 from mdl.library import Library
 from mdl.model import Model
@@ -167,7 +167,7 @@ async def state(asked: Asked) -> Response:
 async def metadata(asked: Asked) -> Response:
     """GET /v1/models/{name}/metadata: what is recorded of it, and what its header says."""
     model = await asked.service.names.find(asked.name)
-    found = await asyncio.to_thread(_metadata, asked.library, model)
+    found = await asyncio.to_thread(_metadata, model)
     return Ascii({"id": asked.name, "object": "model.metadata", **found})
 
 
@@ -419,7 +419,7 @@ def _abilities(model: Model) -> tuple[str, ...]:
     return _able[at]
 
 
-def _metadata(library: Library, model: Model) -> dict[str, Any]:
+def _metadata(model: Model) -> dict[str, Any]:
     from mdl import inspection
 
     found = documents.model(model)
@@ -429,7 +429,7 @@ def _metadata(library: Library, model: Model) -> dict[str, Any]:
         **found,
         "license": model.summary.license,
         "capabilities": list(_abilities(model)),
-        "header": None if unread else _plain(inspection.metadata(library.weights(model))),
+        "header": None if unread else _plain(inspection.metadata(runnable.weights(model))),
     }
 
 

@@ -6,10 +6,10 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from typing import NamedTuple
 
-from mdl import layers
+from mdl import layers, runnable
 from mdl.catalog import catalog
 from mdl.engine.request import EngineFiles
-from mdl.errors import Busy, MdlError, NotFound, UnsupportedModel, UsageError
+from mdl.errors import MdlError, NotFound, UnsupportedModel, UsageError
 from mdl.library import Library
 from mdl.model import Model
 from mdl.profilefile import Asked
@@ -89,7 +89,7 @@ class Names:
             if len(self._read) >= MOST_REMEMBERED:
                 self._read.clear()
             try:
-                self._read[at] = self._library.weights(model)
+                self._read[at] = runnable.weights(model)
             except MdlError:
                 return None
         return self._read[at]
@@ -112,7 +112,7 @@ class Names:
         if name.startswith(PATHS):
             raise _missing(name)
         try:
-            resolution = self._library.asked(name, Asked(path, self._is_served, self.loaded))
+            resolution = self._library.resolver.resolve(name, Asked(path, self._is_served, self.loaded))
         except (NotFound, UnsupportedModel):
             raise _missing(name) from None
         except UsageError as error:
@@ -132,12 +132,12 @@ class Names:
         """Clients may not have any host asked, and with the user's keys: only those that the user named."""
         if not model.reference.is_api:
             return True
-        known = (*self.served.values(), *self._library.apis().values())
+        known = (*self.served.values(), *self._library.resolver.apis().values())
         return model.reference in [other.reference for other in known]
 
     def _all(self) -> dict[str, Model]:
         found = dict(self.served or self._here())
-        for name in self._library.names():
+        for name in self._library.resolver.names():
             with suppress(MdlError):  # what it stands for is not here
                 found.setdefault(name, self._find(name))
         return found
@@ -169,17 +169,14 @@ def files(library: Library, model: Model, adapters: Sequence[str] = ()) -> Itera
     """With the adapters, MODEL or MODEL=SCALE, that are applied to it. Raises UnsupportedModel for what
     cannot run here or does not fit, Busy for what is being removed."""
     with ExitStack() as held:
-        try:
-            held.enter_context(library.store.locks.lease(model.folder))
-        except BlockingIOError:
-            raise Busy(f"{model.reference} is being removed") from None
-        weights = library.weights(model)
+        runnable.hold(library.store, model, held)
+        weights = runnable.weights(model)
         if weights.kind != "model" or weights.format != "gguf":
             what = f"{weights.format} {weights.kind}"
             raise UnsupportedModel(f"{model.reference} is a {what}, which cannot answer", "name a GGUF model")
         profile = layers.of(library, model, weights).merged()
         own = [(path, 1.0) for path in profile.adapters]
-        asked = library.adapters(model, weights, adapters, library.here, held)
+        asked = runnable.adapters_for(library.store, model, weights, adapters, library.here, held)
         chosen = EngineFiles(weights.first, weights.projector, (*own, *asked), profile.template)
         yield Held(chosen, profile, weights)
 

@@ -28,7 +28,7 @@ def fill(home: Path) -> None:
     """A cache with 100 models, as downloads leave it."""
     import hashlib
 
-    from mdl.library import describe
+    from mdl.describing import describe
     from mdl.model import File, Model
     from mdl.reference import Reference
     from mdl.store import Store
