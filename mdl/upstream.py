@@ -28,6 +28,8 @@ SILENCE = 600.0  # seconds in which an API says nothing, while a model thinks; a
 LIMITS = Limits(read_timeout=SILENCE, header_timeout=SILENCE, retries=3)
 _KEY = r"[\x21-\x7e]{1,8192}"
 _DATED = r"\d{4}-.*"
+_ROUTE = r"(/chat/completions|/completions|/embeddings)?/*$"
+_DEPLOYED = r"(?:(.*)/)?openai/deployments/([^/]+)"  # as Azure's portal tells the address of a deployment
 
 
 class Key(NamedTuple):
@@ -99,17 +101,20 @@ def reference_of(model: Model) -> Reference:
     from mdl import modeljson
 
     card = modeljson.read(model.card)
-    url = re.sub(r"(/chat/completions|/completions|/embeddings)?/*$", "", card.source_url)
-    scheme, sign, rest = url.partition("://")
+    address, mark, query = card.source_url.partition("?")
+    scheme, _, rest = re.sub(_ROUTE, "", address).partition("://")
     if scheme in ("openai", "azure"):
         return Reference.parse(card.source_url)
+    host, _, base = rest.partition("/")
     name = str(card.metadata.get("model") or card.id or card.name)
-    if not sign or not rest or not name:
+    deployed = re.fullmatch(_DEPLOYED, base)
+    if deployed:
+        base, name = deployed[1] or "", deployed[2]
+    if scheme not in ("http", "https") or not host or not name:
         hint = 'such as "source_url": "https://api.openai.com/v1" and "id": "gpt-4o"'
         raise UnsupportedModel(f"{model.card} does not say where its API is, or which model it means", hint)
-    kind = "azure" if "azure" in card.engine.lower() else "openai"
-    base, slash, _ = rest.partition("/")
-    return Reference.parse(f"{kind}://{rest}#{name}" if slash else f"{kind}://{base}/#{name}")
+    is_azure = deployed or "azure" in card.engine.lower() or host.lower().endswith(AZURE_HOSTS)
+    return Reference.parse(f"{'azure' if is_azure else 'openai'}://{host}/{base}#{name}{mark}{query}")
 
 
 def at(reference: Reference, settings: Settings, key: Key | None = None) -> Upstream:

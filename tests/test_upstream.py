@@ -140,6 +140,26 @@ def test_a_model_of_an_api_is_resolved_without_anything_being_fetched_or_kept(tm
             },
             "azure://r.openai.azure.com/gpt",
         ),
+        (
+            {
+                "source_url": "https://r.openai.azure.com/openai/deployments/gpt-4-hieu/chat/completions"
+                "?api-version=2023-07-01-preview",
+                "id": "azure-gpt-4",
+                "metadata": {"engine": "openai"},
+            },
+            "azure://r.openai.azure.com/gpt-4-hieu?api-version=2023-07-01-preview",
+        ),
+        (
+            {
+                "source_url": "https://gateway.org/ai/openai/deployments/d/?api-version=2024-10-21",
+                "metadata": {"engine": "azure"},
+            },
+            "azure://gateway.org/ai/d?api-version=2024-10-21",
+        ),
+        (
+            {"source_url": "https://r.openai.azure.com/openai/v1/", "id": "d", "metadata": {"engine": "api"}},
+            "azure://r.openai.azure.com/openai/v1/d",
+        ),
     ],
 )
 def test_a_model_json_with_the_engine_api_says_where_it_is_asked(
@@ -155,8 +175,12 @@ def test_a_model_json_with_the_engine_api_says_where_it_is_asked(
     assert [str(found.reference) for found in library.list()] == ["mine"]
 
 
-def test_a_model_json_without_an_address_is_an_error_that_says_what_to_write(tmp_path: Path) -> None:
-    (tmp_path / "model.json").write_text('{"metadata": {"engine": "api"}}')
+@pytest.mark.parametrize("source", ["", "ftp://h.org/v1", "file:///v1", "https://", "h.org/v1"])
+def test_a_model_json_without_an_address_is_an_error_that_says_what_to_write(
+    tmp_path: Path, source: str
+) -> None:
+    card = {"source_url": source, "id": "m", "metadata": {"engine": "api"}}
+    (tmp_path / "model.json").write_text(json.dumps(card))
     model = Model(
         Reference("short", "", "m"), tmp_path, (), Summary(format=API), card=tmp_path / "model.json"
     )
