@@ -88,9 +88,9 @@ _mdl_about() {
             '
             ;;
         rm | remove)
-            arguments='@model...'
+            arguments='@cached...'
             options='
-                --model=@model -m=@model
+                --model=@cached -m=@cached
                 --yes -y
                 --dry-run
                 --json
@@ -98,9 +98,9 @@ _mdl_about() {
             '
             ;;
         verify)
-            arguments='@model...'
+            arguments='@cached...'
             options='
-                --model=@model -m=@model
+                --model=@cached -m=@cached
                 --quick
                 --sample=TEXT
                 --json

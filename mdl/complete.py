@@ -33,17 +33,23 @@ def complete(words: list[str]) -> int:
 
 def models(prefix: str) -> set[str]:
     """The names of models, of the user, the cache, checkpoints and the catalog, that start with a prefix."""
-    cached, aliases = _known()
-    names = spellings(cached, slashes="/" in prefix) | aliases | set(_catalog(prefix)) | set(_given())
-    names |= set(_trained())
-    return _offered(names, prefix)
+    return cached(prefix) | _offered({*_catalog(prefix), *_given(), *_trained()}, prefix)
+
+
+def cached(prefix: str) -> set[str]:
+    """The same of what is in the cache alone, for commands that are about that."""
+    found, aliases = _known()
+    return _offered(spellings(found, slashes="/" in prefix) | aliases, prefix)
 
 
 def keys(prefix: str) -> set[str]:
-    """The keys of the configuration, and each of the user's aliases as one."""
+    """The keys of the configuration, as they are listed once something is typed, and each of the user's
+    aliases as one."""
     from mdl.settings import KEYS
 
     plain = {name for name, key in KEYS.items() if key.variable}
+    if prefix:
+        plain |= {f"{key.table}.{name}" for name, key in KEYS.items() if key.table}
     return _offered(plain | {f"aliases.{name}" for name in _known()[1]}, prefix)
 
 
@@ -63,7 +69,14 @@ def entries(prefix: str) -> set[str]:
     return _offered(_catalog(prefix), prefix)
 
 
-KINDS = {"model": models, "key": keys, "alias": aliases, "profile": profiles, "entry": entries}
+KINDS = {
+    "model": models,
+    "cached": cached,
+    "key": keys,
+    "alias": aliases,
+    "profile": profiles,
+    "entry": entries,
+}
 
 
 def _offered(names: Iterable[str], prefix: str) -> set[str]:

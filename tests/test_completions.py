@@ -8,13 +8,15 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pexpect
 import pytest
+import typer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mdl.cli import completion
+from mdl.cli import build, completion
 from mdl.complete import is_inert, spellings
 from mdl.config import Settings
 from mdl.library import Library
@@ -105,6 +107,12 @@ def test_checkpoints_are_offered_and_the_latest_of_each_run(
     assert found == ["run:checkpoint-500", "run:checkpoint-90", "run@latest"]
 
 
+def test_where_the_cache_is_meant_nothing_else_is_offered(environment: dict[str, str]) -> None:
+    assert asked(environment, "cached", "dem") == asked(environment, "cached", "mistral") == []
+    assert asked(environment, "cached", "fa") == ["fast"]
+    assert "granite-7b-lab:v1.1" in asked(environment, "cached", "granite-")
+
+
 def test_a_name_that_two_models_share_is_not_offered(environment: dict[str, str]) -> None:
     assert asked(environment, "model", "tw") == []
     assert asked(environment, "model", "two/") == ["two/twin:Q8_0"]
@@ -190,6 +198,7 @@ def test_keys_aliases_and_profiles_are_offered_where_they_are_meant(
     environment: dict[str, str], tmp_path: Path
 ) -> None:
     assert asked(environment, "key", "j") == ["jobs"]
+    assert asked(environment, "key", "network.j") == ["network.jobs"]
     assert asked(environment, "key", "al") == ["aliases.fast"]
     assert asked(environment, "alias", "") == ["fast"]
     (tmp_path / "profiles").mkdir()
@@ -218,6 +227,15 @@ def test_the_scripts_are_current(shell: str) -> None:
     assert (COMPLETIONS / FILES[shell]).read_text() == completion.script(shell)
 
 
+def test_the_help_fits_a_terminal_of_80_columns() -> None:
+    group: Any = typer.main.get_command(build())
+    whole = typer.Context(group, info_name="mdl", terminal_width=80)
+    assert "..." not in group.get_help(whole).replace("[ARGS]...", "")
+    for name, command in group.commands.items():
+        lines = command.get_help(typer.Context(command, info_name=name, parent=whole)).splitlines()
+        assert [line for line in lines if len(line) > 80] == []
+
+
 def test_every_option_that_takes_something_says_what() -> None:
     kinds = {
         (command.name, name): option.words or option.kind
@@ -226,6 +244,7 @@ def test_every_option_that_takes_something_says_what() -> None:
         for name in option.names
     }
     assert kinds["chat", "-m"] == kinds["chat", "--adapter"] == "model"
+    assert kinds["rm", "-m"] == kinds["verify", "-m"] == "cached"
     assert kinds["download", "--destination"] == "folder"
     assert kinds["chat", "--pull"] == ("missing", "never", "always", "newer")
     assert "-size" in kinds["list", "--sort"]

@@ -35,13 +35,14 @@ def login(
     ca: Authorities = None,
     json: Json = False,
 ) -> None:
-    """Keep credentials for a registry, Hugging Face or an API, if they are right. Without HOST, list them.
+    """Keep credentials for a registry, Hugging Face or an API. They are tried first.
 
     \b
-    mdl login quay.io --user NAME            a registry; the password is asked for, or comes by a pipe
-    mdl login huggingface.co                 a token
-    mdl login api.openai.com                 the key of an API; so for Azure's, NAME.openai.azure.com
-    mdl login openai://openrouter.ai/api/v1  of any other API, by its address
+    mdl login                                all that are kept
+    mdl login quay.io --user NAME            a registry, which asks for a password
+    mdl login huggingface.co < TOKEN         a token, from a file
+    mdl login api.openai.com                 a key; so of NAME.openai.azure.com
+    mdl login openai://openrouter.ai/api/v1  the key of any other API
     """
     from mdl import config
 
@@ -74,7 +75,11 @@ def login(
 
 
 def logout(host: Annotated[str, typer.Argument(metavar="HOST", help="Where.")]) -> None:
-    """Forget the credentials for a registry, Hugging Face or an API."""
+    """Forget the credentials for a registry, Hugging Face or an API.
+
+    \b
+    mdl logout quay.io   mdl login lists where you are
+    """
     from mdl import credentials
 
     api = _api(host)

@@ -38,7 +38,12 @@ def bench(
     pull: Pull = None,
     offline: Offline = False,
 ) -> int:
-    """Measure how fast a model is here: prompts, answers, several at once."""
+    """Measure how fast a model is here. Prompts, answers, several at once.
+
+    \b
+    mdl bench demo --svg speed.svg               with a picture
+    mdl bench qwen3:4b --prompt 512 --streams 1  just these
+    """
     from mdl.bench import Plan, document, run
     from mdl.engine import Engine
 

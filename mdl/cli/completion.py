@@ -10,11 +10,12 @@ from mdl import ui
 from mdl.errors import UsageError
 
 # What a value is; "" is for flags. Those of ASKED are known to `mdl __complete`.
-Kind = Literal["", "model", "key", "alias", "profile", "entry", "folder", "file", "word", "text"]
-ASKED: tuple[Kind, ...] = ("model", "key", "alias", "profile", "entry")
+Kind = Literal["", "model", "cached", "key", "alias", "profile", "entry", "folder", "file", "word", "text"]
+ASKED: tuple[Kind, ...] = ("model", "cached", "key", "alias", "profile", "entry")
 
 # What an option takes, where its metavar tells. All others take text that nobody can complete.
 KINDS: dict[str, Kind] = {"MODEL": "model", "DIR": "folder", "FILE": "file", "PATH": "file"}
+OF_THE_CACHE = ("rm", "verify")  # whose models are what is there, and not what could be
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +80,13 @@ ACTIONS: dict[str, dict[str, tuple[Argument, ...]]] = {
 def completion(
     shell: Annotated[str, typer.Argument(metavar="SHELL", help="bash, zsh or fish.")],
 ) -> None:
-    """Print what makes a shell complete commands, options and names of models."""
+    """Print what makes a shell complete commands and models.
+
+    \b
+    source <(mdl completion bash)                              in ~/.bashrc
+    mdl completion zsh > DIR/_mdl                              DIR is one of $fpath
+    mdl completion fish > ~/.config/fish/completions/mdl.fish
+    """
     if shell not in SHELLS:
         raise UsageError(f"there is no completion for {shell!r}", hint=f"one of {', '.join(SHELLS)}")
     ui.out(script(shell), end="")
@@ -121,7 +128,7 @@ def _command(name: str, aliases: tuple[str, ...], command: Any) -> Command:
 
 def _argument(command: str, label: str) -> Argument:
     words = _words(command, label)
-    return Argument("word" if words else _kind(label), words, label.endswith("..."))
+    return Argument("word" if words else _kind(command, label), words, label.endswith("..."))
 
 
 def _options(command: Any) -> Iterator[Option]:
@@ -132,13 +139,14 @@ def _options(command: Any) -> Iterator[Option]:
             continue
         names = sorted(param.opts, key=len, reverse=True) + list(param.secondary_opts)
         words = _words(command.name, param.opts[0])
-        kind: Kind = "" if param.is_flag else "word" if words else _kind(param.metavar or "")
+        kind: Kind = "" if param.is_flag else "word" if words else _kind(command.name, param.metavar or "")
         yield Option(tuple(names), _line(param.help), kind, words, param.multiple)
 
 
-def _kind(metavar: str) -> Kind:
+def _kind(command: str, metavar: str) -> Kind:
     """MODEL, MODEL..., MODEL [PROMPT] and MODEL[=SCALE] are all models."""
-    return KINDS.get(metavar.partition("[")[0].rstrip(" ."), "text")
+    kind = KINDS.get(metavar.partition("[")[0].rstrip(" ."), "text")
+    return "cached" if kind == "model" and command in OF_THE_CACHE else kind
 
 
 def _words(command: str, name: str) -> tuple[str, ...]:

@@ -34,14 +34,14 @@ def configure(
     """What is set, by which file or variable, and changing it.
 
     \b
-    mdl config show                               all keys, their values and where those come from
+    mdl config show                               all, and where each comes from
     mdl config get jobs                           one value; secrets too
     mdl config set jobs 8
     mdl config set hosts quay.io/ai-lab ghcr.io   a list
     mdl config set aliases.fast Qwen/Qwen3-0.6B-GGUF:Q8_0
-    mdl config set api_key < FILE                 nobody sees it in the list of processes
+    mdl config set api_key < FILE                 seen in no list of processes
     mdl config unset jobs                         back to the default
-    mdl config edit                               in your editor; what is broken is not kept
+    mdl config edit                               what is broken is not kept
     """
     if action not in ACTIONS:
         raise UsageError(f"mdl config does not know {shown(action)}", hint=f"one of {', '.join(ACTIONS)}")

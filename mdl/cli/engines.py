@@ -22,7 +22,12 @@ Key = Annotated[
 
 
 def ps(url: Url = None, api_key: Key = None, json: Json = False, quiet: Quiet = False) -> None:
-    """What a running server has loaded, and for how long."""
+    """What a running server has loaded, and for how long.
+
+    \b
+    mdl ps                              the server of this machine
+    mdl ps --url http://192.0.2.7:3000  another one; MDL_API_KEY is its key
+    """
     client = _client(url, api_key)
     engines = client.engines()
     if json:
@@ -45,7 +50,12 @@ def stop(
     api_key: Key = None,
     json: Json = False,
 ) -> None:
-    """Make a running server let go of models."""
+    """Make a running server let go of models.
+
+    \b
+    mdl stop demo    once its answers are given
+    mdl stop --all --force
+    """
     client = _client(url, api_key)
     if everything and (models or model):
         raise UsageError("--all means every model", hint="name models, or leave them out")

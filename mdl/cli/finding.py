@@ -47,7 +47,7 @@ def catalog(
     mdl catalog                    all of them, and which fit this machine
     mdl catalog vision --fits      those that see images and fit
     mdl catalog show qwen3:4b      what is known of one
-    mdl catalog refresh [ADDRESS]  a newer catalog: https://… or oci://…; else catalog_url's
+    mdl catalog refresh [ADDRESS]  a newer one: https://… or oci://…; catalog_url
     mdl catalog reset              the one that ships with mdl again
     """
     action, *rest = words or [""]
@@ -227,7 +227,7 @@ def search(
     quiet: Quiet = False,
     offline: Offline = False,
 ) -> None:
-    """Models to download, of the catalog and of Hugging Face, and whether they fit this machine.
+    """Find models in the catalog and on Hugging Face. Tells which fit this machine.
 
     \b
     mdl search TheBloke/llama      of owners whose names begin so

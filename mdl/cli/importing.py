@@ -35,11 +35,15 @@ def import_models(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Bring models of this machine into the cache, with digests and a model.json. Prints the folder of each.
+    """Bring models of this machine into the cache. Prints the folder of each.
 
-    mdl import llama-2-7b.Q4_K_M.gguf is then llama-2-7b:Q4_K_M. A folder that mdl wrote, or a zip of it,
-    comes back under its own name, every byte verified: mdl import granite.zip. Nothing is copied where the
-    disk can share. A GGUF file that is dropped into the models folder needs no import.
+    They get digests and a model.json. Nothing is copied where the disk can share. A GGUF file that is dropped
+    into the models folder needs no import.
+
+    \b
+    mdl import llama-2-7b.Q4_K_M.gguf      is then llama-2-7b:Q4_K_M
+    mdl import granite.zip                 what mdl wrote, under its own name
+    mdl import ./folder --name me/model:v2 --move
     """
     from mdl import documents
     from mdl.importing import Importer

@@ -40,7 +40,13 @@ def inspect(
     json: Json = False,
     offline: Offline = False,
 ) -> None:
-    """Header, files, template, licence and versions of a model, here or at its source."""
+    """What a model is, here or at its source. Header, files, template, licence, versions.
+
+    \b
+    mdl inspect Qwen/Qwen3-0.6B-GGUF   its versions, and which fit this machine
+    mdl inspect demo --settings        what is set for it, and by what
+    mdl inspect demo --key tokenizer.ggml.model
+    """
     from mdl import inspection, runnable
 
     text = options.one(name, model)

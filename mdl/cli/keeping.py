@@ -41,7 +41,13 @@ def verify(
     json: Json = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Tell only what is found.")] = False,
 ) -> int:
-    """Check what is in the cache against its digests, and say how to mend it."""
+    """Check what is in the cache against its digests. Says how to mend what is damaged.
+
+    \b
+    mdl verify                   everything
+    mdl verify granite-7b-lab    all versions of one model
+    mdl verify --sample 10%      a part each time, the longest unread first
+    """
     from mdl import documents, verification
 
     library = options.open_library()
@@ -126,7 +132,12 @@ def prune(
     dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
-    """Remove from the cache what nothing uses."""
+    """Remove from the cache what nothing uses.
+
+    \b
+    mdl prune --dry-run                     only what that would be
+    mdl prune --partials --older-than 30d   also downloads nobody goes on with
+    """
     from mdl import documents, garbage
 
     store = options.open_library().store

@@ -59,7 +59,14 @@ def download(
     quiet: Quiet = False,
     offline: Offline = False,
 ) -> int:
-    """Fetch models, or what of them is missing. Prints the folder of each."""
+    """Fetch models, or what of them is missing. Prints the folder of each.
+
+    \b
+    mdl download Qwen/Qwen3-0.6B-GGUF:Q8_0       in this quantization
+    mdl download --fit Qwen/Qwen3-0.6B-GGUF      the best that fits this machine
+    mdl download quay.io/ai-lab/models/granite-7b-lab:v1.1 ollama://mistral:7b
+    mdl download qwen3:4b --destination ./model  there, and not in the cache
+    """
     names = options.several(models, model)
     library = options.open_library(
         offline=offline,
@@ -157,8 +164,8 @@ def list_models(
 
     \b
     mdl list --versions --filter 'size>1GB'   a line for each version
-    mdl list --adapters                       with the model that each adapter was made for
-    mdl list --checkpoints                    what training left: RUN:NAME, RUN@STEP and RUN@latest are names
+    mdl list --adapters                       and for which model each was made
+    mdl list --checkpoints                    by RUN:NAME, RUN@STEP or RUN@latest
     """
     from mdl import documents, listing, runnable
 
@@ -250,7 +257,11 @@ def _row(model: "ModelRecord", counts: dict[str, int], about: "dict[Path, str] |
 def resolve(
     name: Model = None, model: ModelOption = None, json: Json = False, offline: Offline = False
 ) -> int:
-    """How a reference is decided, step by step."""
+    """How a reference is decided, step by step.
+
+    \b
+    mdl resolve granite-7b-lab   which of the models that are called so
+    """
     from mdl import documents
 
     text = options.one(name, model)
@@ -282,7 +293,12 @@ def remove(
     dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
-    """Remove versions from the cache, with what only they use."""
+    """Remove versions from the cache, with what only they use.
+
+    \b
+    mdl rm Qwen/Qwen3-0.6B-GGUF:Q8_0
+    mdl rm --dry-run granite-7b-lab:v1.1   only what that would remove
+    """
     library = options.open_library()
     found = [library.removable(name) for name in options.several(names, model)]
     for version in found:
@@ -308,7 +324,13 @@ def alias(
     model: ModelOption = None,
     json: Json = False,
 ) -> None:
-    """Names of your own for models: mdl alias set fast Qwen/Qwen3-0.6B-GGUF:Q8_0."""
+    """Names of your own for models.
+
+    \b
+    mdl alias                                        all of them
+    mdl alias set fast Qwen/Qwen3-0.6B-GGUF:Q8_0     then: mdl chat fast
+    mdl alias rm fast
+    """
     from mdl import config
 
     aliases = (options.usable_settings() if action == "list" else config.load()).aliases

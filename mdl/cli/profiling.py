@@ -74,17 +74,17 @@ def profile(
     quiet: Quiet = False,
     offline: Offline = False,
 ) -> int:
-    """How models are used, and further names for them: mdl chat gpt-4.
+    """How models are used, and further names for them.
 
     \b
-    mdl profile                          all of them, the user's first
-    mdl profile show NAME                one, as the file that it is
-    mdl profile new                      an example with all that there is
-    mdl profile new loud -m demo --name gpt-4 --system "Answer in uppercase." --set temperature=0
-    mdl profile check [NAME|FILE...]     whether they are right, and where not
-    mdl profile import Modelfile         a profile of Ollama's, or LocalAI's (FILE.yaml)
-    mdl profile refresh [ADDRESS]        newer ones than those that ship with mdl; else profiles_url's
-    mdl profile reset                    those that ship with mdl again
+    mdl profile                        all of them, yours first
+    mdl profile show NAME              one, as the file that it is
+    mdl profile new                    an example with all that there is
+    mdl profile new loud -m demo --name gpt-4 --system "Answer in uppercase."
+    mdl profile check [NAME|FILE...]   whether they are right, and where not
+    mdl profile import Modelfile       one of Ollama's; FILE.yaml of LocalAI's
+    mdl profile refresh [ADDRESS]      newer ones than ship with mdl; profiles_url
+    mdl profile reset                  those that ship with mdl again
     """
     action, *rest = words or ["list"]
     new = {"models": model, "names": name, "system": system, "values": set_}

@@ -76,15 +76,15 @@ def chat(
     pull: Pull = None,
     offline: Offline = False,
 ) -> int:
-    """Ask a model: one answer for a prompt or a pipe, else a conversation.
+    """Talk with a model, or get an answer to a prompt or a pipe.
 
     \b
-    mdl chat demo                                a conversation; /? lists its commands
-    mdl chat demo "What is 7 plus 5?"            one answer
-    cat notes.txt | mdl chat demo "Summarize:"   about a text
-    mdl chat openai://api.openai.com/v1/gpt-4o   with a model that others run; mdl login keeps the key
-    mdl chat demo --adapter run@latest=0.8       with a LoRA adapter: a name, a path, a training checkpoint
-    mdl chat --session trip                      goes on with what /save trip kept, and with its model
+    mdl chat demo                               a conversation; /? lists its commands
+    mdl chat demo "What is 7 plus 5?"           one answer
+    cat notes.txt | mdl chat demo "Summarize:"  about a text
+    mdl chat openai://api.openai.com/v1/gpt-4o  others run it; mdl login keeps the key
+    mdl chat demo --adapter run@latest=0.8      a LoRA: name, path or checkpoint
+    mdl chat --session trip                     goes on with what /save trip kept
     """
     from mdl.engine import Engine
 
@@ -315,9 +315,9 @@ def serve(
     """Serve models to programs, by OpenAI's HTTP API.
 
     \b
-    mdl serve                                            every model that is here, loaded on demand
-    mdl serve qwen3:4b --api-key sk-1 --host 0.0.0.0     one, for others with the key
-    mdl serve --api-key sk-1=gpt-4 --api-key sk-2=demo   each client the model of its key
+    mdl serve                                           all models, on demand
+    mdl serve qwen3:4b --api-key sk-1 --host 0.0.0.0    one, for who has the key
+    mdl serve --api-key sk-1=gpt-4 --api-key sk-2=demo  to each key its model
     """
     from mdl import runnable
     from mdl.progress import watch
