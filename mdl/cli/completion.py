@@ -83,8 +83,8 @@ def completion(
     """Print what makes a shell complete commands and models.
 
     \b
-    source <(mdl completion bash)                              in ~/.bashrc
-    mdl completion zsh > DIR/_mdl                              DIR is one of $fpath
+    source <(mdl completion bash)                  in ~/.bashrc
+    mdl completion zsh > DIR/_mdl                  DIR is one of $fpath
     mdl completion fish > ~/.config/fish/completions/mdl.fish
     """
     if shell not in SHELLS:

@@ -79,10 +79,10 @@ def chat(
     """Talk with a model, or get an answer to a prompt or a pipe.
 
     \b
-    mdl chat demo                               a conversation; /? lists its commands
+    mdl chat demo                               a conversation; /? tells more
     mdl chat demo "What is 7 plus 5?"           one answer
     cat notes.txt | mdl chat demo "Summarize:"  about a text
-    mdl chat openai://api.openai.com/v1/gpt-4o  others run it; mdl login keeps the key
+    mdl chat openai://api.openai.com/v1/gpt-4o  others run it; mdl login
     mdl chat demo --adapter run@latest=0.8      a LoRA: name, path or checkpoint
     mdl chat --session trip                     goes on with what /save trip kept
     """
