@@ -195,7 +195,7 @@ def _address_space() -> int:
 _ASK = """
 import json, sys
 sys.path[:] = sys.argv[1:]
-from mdl.engine.llama import gpus
+from mdl.engine.devices import gpus
 print(json.dumps(gpus()))
 """
 
@@ -211,7 +211,7 @@ def _usable_gpus() -> tuple[Gpu, ...]:
 
 
 def _gpus(found: Iterable[Mapping[str, Any]]) -> tuple[Gpu, ...]:
-    """As `engine.llama.gpus` tells them. Raises TypeError, LookupError, ValueError for what it would not."""
+    """As `engine.devices.gpus` tells them. Raises TypeError, LookupError, ValueError for others."""
     return tuple(
         Gpu(_name(gpu["name"]), int(gpu["total"]), int(gpu["free"]), True, bool(gpu["shared"]))
         for gpu in islice(found, MOST_GPUS)

@@ -15,7 +15,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from mdl.engine.llama import C, context_params
+from mdl.engine.llama import context_params
+from mdl.engine.native import C
 from mdl.engine.request import EngineSettings
 
 CACHE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 8}

@@ -167,7 +167,7 @@ HOMES = {
     "httpx2": {"transports/huggingface", "server/passing"},
     "oras": {"transports/oci"},
     "urllib3": {"remote"},
-    "llama_cpp": {"engine/llama"},
+    "llama_cpp": {"engine/native"},
     "jinja2": {"engine/template"},
     "starlette": {"server"},
     "uvicorn": {"server"},
@@ -178,7 +178,7 @@ HOMES = {
     "tomlkit": {"configfile"},
     "portalocker": {"locks", "configfile"},
     "gguf": {"peft"},
-    "numpy": {"peft", "engine/grammar", "engine/llama"},
+    "numpy": {"peft", "engine/grammar", "engine/likely"},
     "llguidance": {"engine/grammar"},
 }  # fmt: skip
 

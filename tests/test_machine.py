@@ -25,7 +25,7 @@ def test_this_machine_has_what_its_system_says():
 
 
 def test_llama_cpp_is_asked_and_its_process_knows_the_same_gpus():
-    from mdl.engine.llama import devices, gpus
+    from mdl.engine.devices import devices, gpus
 
     assert [gpu.name for gpu in machine._usable_gpus()] == [gpu["name"] for gpu in gpus()]
     assert len(gpus()) < len(devices())  # which has the processor, too

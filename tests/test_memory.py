@@ -84,7 +84,8 @@ def test_what_llama_cpp_plans_is_what_it_allocates(tmp_path):
 
 
 def test_a_context_that_nobody_asked_for_is_the_one_that_the_engine_takes():
-    from mdl.engine.llama import Runner, physical_memory
+    from mdl.engine.devices import physical_memory
+    from mdl.engine.llama import Runner
     from mdl.engine.request import EngineFiles, EngineSettings
 
     runner = Runner(EngineFiles(DEMO), EngineSettings(parallel=1))

@@ -109,13 +109,14 @@ class Worker:
     def __init__(self, pipes: Pipes, runner: Any, settings: EngineSettings, template: str | None) -> None:
         self.pipes = pipes
         self.runner = runner
+        self.vocabulary = runner.vocabulary
         self.context: int = runner.context
         source = template if template is not None else runner.template
         self.own = self.writing(source or CHATML)
         self.writings: dict[str, Writing] = {}
         # A model without a template may not know the end of a turn in ChatML as a token: then it is text.
-        self.stop = () if source or CHATML_END in runner.controls else (CHATML_END,)
-        runner.show((*TAGS, *(tag for pair in REASONING_TAGS for tag in pair)))
+        self.stop = () if source or CHATML_END in self.vocabulary.controls else (CHATML_END,)
+        self.vocabulary.show((*TAGS, *(tag for pair in REASONING_TAGS for tag in pair)))
         cache = Shared(runner.slots, runner.cells, runner.whole) if runner.shared else Own(runner.slots)
         self.scheduler: Scheduler[Sequence] = Scheduler(settings.parallel, runner.batch, cache)
         self.sequences: dict[int, Sequence] = {}
@@ -195,14 +196,14 @@ class Worker:
         with _about("messages"):
             self.check_size(chat)
             prompt = self.render(request, chat)
-            tokens = self.runner.tokenize(prompt.pieces)
+            tokens = self.vocabulary.tokenize(prompt.pieces)
             with _about("tools"):
                 form = self.form(chat)
             self.start(request, tokens, self.answer(chat, prompt), chat.sampling, format=form)
 
     def writing(self, source: str) -> Writing:
-        texts = {*self.runner.controls, *self.runner.tags}
-        return Writing(Template(source, texts, self.runner.named), form_of(source))
+        texts = {*self.vocabulary.controls, *self.vocabulary.tags}
+        return Writing(Template(source, texts, self.vocabulary.named), form_of(source))
 
     def of(self, chat: Chat) -> Writing:
         """The model's own, or that of the template that the request brings."""
@@ -216,14 +217,14 @@ class Worker:
 
     def answer(self, chat: Chat, prompt: Prompt) -> Answer:
         """How to read what the model says."""
-        reasoning = Reasoning(prompt.text, spaced=self.runner.adds_space, begun=begun(chat, prompt))
+        reasoning = Reasoning(prompt.text, spaced=self.vocabulary.adds_space, begun=begun(chat, prompt))
         form = self.of(chat).calls
         calls = Calls(form, not chat.parallel_calls) if chat.tools and form else None
         return Answer(reasoning, chat.sampling.stop + self.stop, calls)
 
     def form(self, chat: Chat) -> Format | None:
         """What the answer is held to. Raises what `tools.open_grammar` does."""
-        controls, parallel, calls = self.runner.controls, chat.parallel_calls, self.of(chat).calls
+        controls, parallel, calls = self.vocabulary.controls, chat.parallel_calls, self.of(chat).calls
         thoughts = self.thoughts(chat)
         if chat.continues and chat.messages[-1].content and (chat.format or chat.must_call):
             raise UsageError("an answer that was begun cannot be held to a form", field="format")
@@ -270,7 +271,7 @@ class Worker:
         answer = Answer(None, completion.sampling.stop)
         sequence = self.start(
             request,
-            self.runner.prompt(prompt, completion.suffix),
+            self.vocabulary.prompt(prompt, completion.suffix),
             answer,
             completion.sampling,
             echoes=completion.echo,
@@ -278,15 +279,15 @@ class Worker:
             format=completion.format,
         )
         if completion.echo:
-            answer.say(prompt if isinstance(prompt, str) else self.runner.text(prompt))
+            answer.say(prompt if isinstance(prompt, str) else self.vocabulary.text(prompt))
         if sequence.echoes:
             sequence.tell(Logprob(sequence.tokens[0], self.first_piece(sequence.tokens[0], prompt), None))
 
     def first_piece(self, token: int, prompt: str | tuple[int, ...]) -> bytes:
         """The bytes of the first token of a prompt: none if the model's own beginning was put before it."""
-        piece: bytes = self.runner.text_of(token)
+        piece: bytes = self.vocabulary.text_of(token)
         text = piece.decode("utf-8", "replace")
-        added = isinstance(prompt, str) and text in self.runner.controls and not prompt.startswith(text)
+        added = isinstance(prompt, str) and text in self.vocabulary.controls and not prompt.startswith(text)
         return b"" if added else piece
 
     def start(
@@ -328,7 +329,7 @@ class Worker:
 
     def count(self, request: int, asked: Any) -> None:
         prompt = self.render(request, wire.unpack(Chat, asked))
-        self.pipes.send(id=request, result=len(self.runner.tokenize(prompt.pieces)))
+        self.pipes.send(id=request, result=len(self.vocabulary.tokenize(prompt.pieces)))
 
     def render_only(self, request: int, asked: Any) -> None:
         self.pipes.send(id=request, result=self.render(request, wire.unpack(Chat, asked)).text)
@@ -338,21 +339,23 @@ class Worker:
         with _about("messages"):
             self.check_size(chat)
             prompt = self.render(request, chat)
-            self.pipes.send(id=request, result=self.runner.tokenize(prompt.pieces))
+            self.pipes.send(id=request, result=self.vocabulary.tokenize(prompt.pieces))
 
     def tokenize(self, request: int, asked: Any) -> None:
         text, begun = asked
         with _about("text"):
-            tokens = self.runner.prompt(text, None) if begun else self.runner.tokens(text)
+            tokens = self.vocabulary.prompt(text, None) if begun else self.vocabulary.tokens(text)
         self.pipes.send(id=request, result=tokens)
 
     def detokenize(self, request: int, asked: Any) -> None:
         with _about("tokens"):
-            self.pipes.send(id=request, result=self.runner.text(asked))
+            self.pipes.send(id=request, result=self.vocabulary.text(asked))
 
     def embed(self, request: int, asked: Any) -> None:
         if self.embeddings is None:
-            self.embeddings = Embeddings(self.runner.vectors(self.settings), self.pipes.send)
+            from mdl.engine.vectors import Vectors
+
+            self.embeddings = Embeddings(Vectors(self.runner, self.settings), self.pipes.send)
         self.embeddings.embed(request, asked)
 
     def rank(self, *_: Any) -> None:
@@ -449,7 +452,7 @@ class Worker:
 
     def deliver(self, work: list[Any], sampled: list[int]) -> None:
         tokens = iter(sampled)
-        piece = self.runner.piece
+        piece = self.vocabulary.piece
         for sequence, _ in work:
             if sequence.computed < len(sequence.tokens):
                 continue
@@ -478,7 +481,7 @@ class Worker:
                 return True
             for token in constraint.forced() if sequence.logprobs is None else ():
                 constraint.accept(token)
-                if sequence.accept(token, self.runner.piece(token)):
+                if sequence.accept(token, self.vocabulary.piece(token)):
                     return True
         except MdlError as error:  # of this answer alone
             sequence.failure = error
@@ -514,9 +517,12 @@ class Embedder:
     """The requests of a model that was made to embed, or to rank."""
 
     def __init__(self, pipes: Pipes, runner: Any, settings: EngineSettings) -> None:
+        from mdl.engine.vectors import Vectors
+
         self.pipes = pipes
         self.runner = runner
-        self.embeddings = Embeddings(runner.vectors(settings), pipes.send)
+        self.vocabulary = runner.vocabulary
+        self.embeddings = Embeddings(Vectors(runner, settings), pipes.send)
 
     def serve(self) -> None:
         """For ever: what arrives, then a step."""
@@ -539,11 +545,11 @@ class Embedder:
         if "tokenize" in message:
             text, begun = message["tokenize"]
             with _about("text"):
-                tokens = self.runner.framed(text) if begun else self.runner.tokens(text)
+                tokens = self.vocabulary.framed(text) if begun else self.vocabulary.tokens(text)
             self.pipes.send(id=request, result=tokens)
         elif "detokenize" in message:
             with _about("tokens"):
-                self.pipes.send(id=request, result=self.runner.text(message["detokenize"]))
+                self.pipes.send(id=request, result=self.vocabulary.text(message["detokenize"]))
         elif self.runner.task == "embed" and "embed" in message:
             self.embeddings.embed(request, message["embed"])
         elif self.runner.task == "rank" and "rank" in message:
@@ -648,7 +654,8 @@ def main() -> None:
 
 def load(pipes: Pipes) -> Worker | Embedder:
     """Begins to import before it is known what to load."""
-    from mdl.engine.llama import Runner, usable_gpus
+    from mdl.engine.devices import usable_gpus
+    from mdl.engine.llama import Runner
 
     threading.Thread(target=import_jinja, daemon=True).start()  # while the model is loaded, which is C
     pipes.send(gpus=usable_gpus())

@@ -39,11 +39,12 @@ def endless(model: Path, folder: Path) -> Path:
 
 def bare(model: Path, prompt: str, threads: int) -> None:
     """Answers each line of stdin with what an answer took after its first token. In a process of its own."""
-    from mdl.engine.llama import C, Runner
+    from mdl.engine.llama import Runner
+    from mdl.engine.native import C
 
     runner = Runner(EngineFiles(model), EngineSettings(threads=threads))
-    context, vocab = runner._context, runner._vocab
-    tokens = runner.tokenize([prompt])
+    context, vocab = runner._context, runner.vocabulary.handle
+    tokens = runner.vocabulary.tokenize([prompt])
     batch = C.llama_batch_init(512, 0, 1)
     for _ in sys.stdin:
         C.llama_memory_clear(C.llama_get_memory(context), True)

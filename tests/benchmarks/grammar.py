@@ -34,7 +34,8 @@ from schemas import SCHEMAS, of_bytes, valid, written
 
 from mdl.engine import Engine
 from mdl.engine.grammar import Grammars
-from mdl.engine.llama import C, Runner
+from mdl.engine.llama import Runner
+from mdl.engine.native import C
 from mdl.engine.request import Chat, EngineFiles, EngineSettings, Format, Message, Sampling
 
 PERSON = {
@@ -74,7 +75,7 @@ def main(vocabulary: int = 150_000, schemas: int = 300) -> None:
 def speed(runner: Runner) -> None:
     from llama_cpp.llama_grammar import json_schema_to_gbnf
 
-    tokens = runner.tokens(TEXT)
+    tokens = runner.vocabulary.tokens(TEXT)
     converted = json_schema_to_gbnf(json.dumps(PERSON))
     anything = json_schema_to_gbnf('{"type": "object"}')
     rows = {
@@ -109,14 +110,14 @@ def ours(runner: Runner, format: Format, tokens: list[int]) -> tuple[float, list
         started = perf_counter()
         constraint.mask(logits.ctypes.data)
         seconds.append(perf_counter() - started)
-        assert logits[token] == 0, runner.text_of(token)
+        assert logits[token] == 0, runner.vocabulary.text_of(token)
         constraint.accept(token)
     return compiling, seconds
 
 
 def theirs(runner: Runner, grammar: str, tokens: list[int]) -> tuple[float, list[float]]:
     started = perf_counter()
-    sampler = C.llama_sampler_init_grammar(runner._vocab, grammar.encode(), b"root")
+    sampler = C.llama_sampler_init_grammar(runner.vocabulary.handle, grammar.encode(), b"root")
     compiling = perf_counter() - started
     count = runner.loaded.vocabulary
     entries = (C.llama_token_data * count)()

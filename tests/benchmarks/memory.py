@@ -59,7 +59,8 @@ def resident(giant: Giant, folder: Path) -> None:
 
 
 def _grown(path: Path) -> int:
-    from mdl.engine.llama import C, Log, context_params
+    from mdl.engine.llama import context_params
+    from mdl.engine.native import C, Log
     from mdl.engine.request import EngineSettings
 
     log = Log()
