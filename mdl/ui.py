@@ -49,6 +49,12 @@ def talk(text: str, end: str = "\n") -> None:
         _silence(sys.stderr)
 
 
+def end_line() -> None:
+    """After Ctrl-C: what a shell asks next begins on a line of its own."""
+    if sys.stderr is not None and sys.stderr.isatty():
+        talk("")
+
+
 def show_json(document: dict[str, Any]) -> None:
     out(as_json({"schema": 1, **document}, indent=2))
 

@@ -106,6 +106,7 @@ def test_a_person_who_leaves_at_the_prompt_logs_in_nowhere(
         child.send(key)
         child.expect(pexpect.EOF)
         assert b"Traceback" not in (child.before or b"")
+        assert (child.before or b"").endswith(b"\r\n")
         child.close()
         assert child.exitstatus == code
     assert not auth_file(tmp_path).exists()

@@ -37,6 +37,7 @@ COMMANDS = {
     "bench": "mdl.cli.benching:bench",
     "completion": "mdl.cli.completion:completion",
 }
+INTERRUPTED = 128 + signal.SIGINT
 ALIASES = {"pull": "download", "ls": "list", "show": "inspect", "remove": "rm", "run": "chat"}
 
 
@@ -90,7 +91,10 @@ def run(arguments: list[str] | None = None) -> int:
     try:
         arguments = old.renewed(arguments)
         app = build(arguments[0] if arguments else "")
-        return int(app(arguments, standalone_mode=False) or 0)
+        code = int(app(arguments, standalone_mode=False) or 0)
+        if code == INTERRUPTED:  # typer makes that of Ctrl-C
+            ui.end_line()
+        return code
     except MdlError as failure:
         ui.error(failure, json=json)
         return failure.code
@@ -105,4 +109,4 @@ def run(arguments: list[str] | None = None) -> int:
     except OSError as failure:
         return ui.refused(failure, json=json)
     except (KeyboardInterrupt, typer.Abort):
-        return 128 + signal.SIGINT
+        return INTERRUPTED

@@ -40,7 +40,7 @@ def login(
     \b
     mdl login                                all that are kept
     mdl login quay.io --user NAME            a registry, which asks for a password
-    mdl login huggingface.co < TOKEN         a token, from a file
+    mdl login huggingface.co                 a token, typed or by --password-stdin
     mdl login api.openai.com                 a key; so of NAME.openai.azure.com
     mdl login openai://openrouter.ai/api/v1  the key of any other API
     """
