@@ -3,6 +3,7 @@
 import contextlib
 import fnmatch
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
@@ -56,6 +57,12 @@ class Library:
         self.store = Store(settings.home, describe)
         self.resolver = Resolver(settings, self.store, choose)
         self._traffic = Traffic(settings.limit_rate)
+
+    def for_clients(self) -> "Library":
+        """The same for those who ask from elsewhere, and have no business with the paths of this machine."""
+        found = copy(self)
+        found.resolver = self.resolver.without_paths()
+        return found
 
     # By name
 
@@ -260,14 +267,14 @@ class Library:
         """What needs no download, copied to where the user wants it."""
         if destination is None:
             return model
-        from mdl.disk import copy, disk_errors
+        from mdl import disk
 
-        with disk_errors(destination):
+        with disk.disk_errors(destination):
             for file in model.files:
                 target = destination / file.name
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.unlink(missing_ok=True)
-                copy(model.folder / file.name, target)
+                disk.copy(model.folder / file.name, target)
         return replace(model, folder=destination)
 
 

@@ -1,6 +1,7 @@
 """From a string to what it names: the steps of a resolution, in their order. Fetches nothing."""
 
 import contextlib
+from copy import copy
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,6 +30,13 @@ class Resolver:
         self._settings = settings
         self._store = store
         self._cached = Cached(store, settings.hosts, choose)
+        self._paths = True  # whether a name may be one of this machine
+
+    def without_paths(self) -> "Resolver":
+        """The same for those who ask from elsewhere: a path means nothing unless the user gave it a name."""
+        found = copy(self)
+        found._paths = False
+        return found
 
     def resolve(self, text: str, asked: "Asked | None" = None) -> Resolution:
         """Decide what a string names: a path, an alias, the cache, what ships with mdl, a remote source, in
@@ -84,7 +92,7 @@ class Resolver:
         return [*self._store.models(), *(model for model in shipped if model is not None)]
 
     def _decide(self, text: str, steps: Steps, asked: "Asked | None" = None) -> Resolution:
-        model = self._look_at_path(text, steps)
+        model = self._look_at_path(text, steps) if self._paths else None
         name = text
         if model is None and (meant := self._look_among_aliases(text, steps)):
             name = meant

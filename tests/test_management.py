@@ -731,6 +731,28 @@ def test_paths_and_other_hosts_are_refused(tmp_path: Path, hub: Hub, source: str
     assert (caught.value.status, jobs.all()) == (403, [])
 
 
+def test_no_client_learns_what_lies_beside_the_server(
+    tmp_path: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full, empty = tmp_path / "full", tmp_path / "empty"
+    (full / "org" / "two").mkdir(parents=True)
+    for path in ("one.gguf", "org/two/a.gguf", "org/two/b.gguf", "org/broken.gguf"):
+        (full / path).write_bytes(CONTENT if "broken" not in path else b"GGUF")
+    empty.mkdir()
+    names = ("..", ".", "one.gguf", "org", "org/two", "org/two/a.gguf", "org/broken.gguf")
+
+    def told(folder: Path) -> list[tuple[int, Any]]:
+        monkeypatch.chdir(folder)
+        with serve(tmp_path / "home", hub) as server:
+            ids = [quote(name, safe="").replace(".", "%2E") for name in names]
+            routes = ("DELETE", ""), ("GET", "/state"), ("GET", ""), ("POST", "/start")
+            heard = [server.ask(method, f"/v1/models/{id}{end}")[:2] for id in ids for method, end in routes]
+            fetched = [post(server, "/v1/models", {"source_url": name}) for name in names]
+        return [*heard, *((status, answer.get("error")) for status, answer in fetched)]
+
+    assert told(full) == told(empty)
+
+
 def test_files_are_refused_whatever_hosts_are_allowed(tmp_path: Path) -> None:
     secret = tmp_path / "secret.gguf"
     secret.write_bytes(CONTENT)

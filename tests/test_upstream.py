@@ -783,6 +783,11 @@ def test_a_model_at_an_api_is_not_among_the_engines(front: Server) -> None:
     assert all("openai" not in engine["model"] for engine in engines)
 
 
+def test_a_model_at_an_api_cannot_be_started_and_is_none_the_worse(front: Server) -> None:
+    assert front.ask("POST", "/v1/models/gpt-4/start")[0] == 422
+    assert front.ask("GET", "/v1/models/gpt-4/state")[1]["state"] == "ready"
+
+
 def test_clients_cannot_have_hosts_asked_that_the_user_did_not_name(front: Server, stand: Stand) -> None:
     stand.gives(said("Mine"))
     with pytest.raises(openai.NotFoundError, match="mdl alias set"):

@@ -174,7 +174,7 @@ class Jobs:
     `limits.job_seconds`. Raises Refused for what may not be fetched."""
 
     def __init__(self, library: Library, limits: Limits) -> None:
-        self._library = library
+        self._library = library.for_clients()
         self._limits = limits
         self._places = asyncio.Semaphore(limits.downloads)
         self._jobs: dict[str, Job] = {}

@@ -25,6 +25,7 @@ from mdl.errors import Busy, MdlError, NotFound
 from mdl.library import Library
 from mdl.model import Model
 from mdl.reference import Reference, show
+from mdl.runnable import elsewhere
 from mdl.server import abilities, engines, guard, openai
 from mdl.server.body import Place, read
 from mdl.server.failure import Ascii, Refused
@@ -196,6 +197,8 @@ async def start(asked: Asked) -> Response:
         keep_alive = openai.keep_alive(fields)
         fields.done()
         model = await asked.service.names.find(asked.name)
+        if model.is_api:
+            raise elsewhere(model)
         wanted = await asked.service.names.wanted(asked.name, "", model)
         async with while_connected(asked.receive), asked.service.pool.borrow(model, keep_alive, wanted):
             pass

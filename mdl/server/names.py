@@ -43,7 +43,7 @@ class Names:
     """What clients may call models by: those that are served if there are any, else all that are here."""
 
     def __init__(self, library: Library, served: tuple[str, ...] = ()) -> None:
-        self._library = library
+        self._library = library.for_clients()
         self.served = {name: _present(library, name) for name in served}
         self.loaded: Callable[[Model], bool] = lambda _: False  # whether it is up, where somebody knows
         self._remembered = Remembered[tuple[str, str], Model](REMEMBERED_SECONDS)
