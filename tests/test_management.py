@@ -744,9 +744,9 @@ def test_no_client_learns_what_lies_beside_the_server(
     def told(folder: Path) -> list[tuple[int, Any]]:
         monkeypatch.chdir(folder)
         with serve(tmp_path / "home", hub) as server:
-            ids = [quote(name, safe="").replace(".", "%2E") for name in names]
+            paths = [f"/v1/models/{quote(name, safe='').replace('.', '%2E')}" for name in names]
             routes = ("DELETE", ""), ("GET", "/state"), ("GET", ""), ("POST", "/start")
-            heard = [server.ask(method, f"/v1/models/{id}{end}")[:2] for id in ids for method, end in routes]
+            heard = [server.ask(method, f"{path}{end}")[:2] for path in paths for method, end in routes]
             fetched = [post(server, "/v1/models", {"source_url": name}) for name in names]
         return [*heard, *((status, answer.get("error")) for status, answer in fetched)]
 

@@ -41,7 +41,8 @@ def serve(library: Library, options: ServeOptions, ready: Callable[[str], None])
     pool = Pool(partial(files, library, adapters=options.adapters), options.engine, bounds, options.unsaid)
     names.loaded = pool.has
     jobs = Jobs(library, options.limits)
-    service = Service(names, pool, Room(options.limits), library.for_clients(), jobs, Passing(library.settings))
+    room, passing = Room(options.limits), Passing(library.settings)
+    service = Service(names, pool, room, library.for_clients(), jobs, passing)
     with listen(options) as sock:
         server = Server(service, options, partial(ready, address(sock)))
         server.run(sockets=[sock])
