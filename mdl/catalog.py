@@ -133,13 +133,9 @@ class Catalog:
         """What a short name means. Raises NotFound, with the nearest names."""
         if entry := self.find(text):
             return entry
-        near = self.near(text, least=0.4)
+        near = difflib.get_close_matches(text.casefold(), self.names(), n=3, cutoff=0.4)
         hint = f"did you mean {' or '.join(near)}?" if near else "mdl catalog lists what there is"
         raise NotFound(f"the catalog has no {show(text)}", hint)
-
-    def near(self, text: str, least: float) -> list[str]:
-        """Up to three names that are at `least` so much like a text: 1 is the same."""
-        return difflib.get_close_matches(text.casefold(), self.names(), n=3, cutoff=least)
 
     def names(self) -> list[str]:
         """Every name but those with a quantization."""

@@ -76,7 +76,7 @@ class Library:
         if resolution.model is not None:
             return self._freshened(resolution.model, watch)
         if resolution.reference is None:
-            raise unknown(text)
+            raise self.resolver.unknown(text)
         if not self._may_fetch(resolution.reference, watch):
             raise NotFound(
                 f"{resolution.reference} is not on this machine", hint=f"mdl download {resolution.reference}"

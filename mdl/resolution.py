@@ -1,5 +1,6 @@
 """What came of looking for a name: records, and the error for a name that means nothing."""
 
+from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
 from mdl.errors import NotFound
@@ -41,12 +42,17 @@ class Resolution(NamedTuple):
         return any(step.step in ("alias", "profile") and step.outcome == "found" for step in self.steps)
 
 
-def unknown(text: str) -> NotFound:
-    """What to tell of a name that means nothing: those of the catalog that are like it."""
+def unknown(text: str, here: Iterable[str] = ()) -> NotFound:
+    """What to tell of a name that means nothing: those `here` and of the catalog that are like it."""
+    from difflib import get_close_matches
+
     from mdl.catalog import catalog
 
-    near = catalog().near(text, least=0.7)
+    names = {name.casefold(): name for name in (*catalog().names(), *here)}
+    tried = (text.casefold(), text.casefold().partition(":")[0])
+    near = next(filter(None, (get_close_matches(name, names, cutoff=0.7) for name in tried)), [])
     hint = "mdl list shows what is here, mdl search TERMS what there is: a remote model has at least org/name"
     return NotFound(
-        f"no model is called {show(text)}", hint=f"did you mean {' or '.join(near)}?" if near else hint
+        f"no model is called {show(text)}",
+        hint=f"did you mean {' or '.join(names[name] for name in near)}?" if near else hint,
     )

@@ -13,7 +13,7 @@ from mdl.describing import model_at
 from mdl.errors import MdlError, NotFound, UnsupportedModel, UsageError
 from mdl.model import API, Model, Summary
 from mdl.reference import APIS, LONGEST, Reference, show
-from mdl.resolution import Outcome, Resolution, Step, Steps
+from mdl.resolution import Outcome, Resolution, Step, Steps, unknown
 from mdl.store import Store
 
 if TYPE_CHECKING:
@@ -53,6 +53,10 @@ class Resolver:
         from mdl import profilefile
 
         return list(dict.fromkeys((*self._settings.aliases, *profilefile.names())))
+
+    def unknown(self, text: str) -> NotFound:
+        """What to tell of a name that means nothing: those that mean something and are like it."""
+        return unknown(text, (*self.names(), *(reference.name for reference, _ in self._store.names())))
 
     def apis(self) -> dict[str, Model]:
         """Models of APIs that the user has given names, by these names."""

@@ -523,6 +523,8 @@ def test_a_name_of_the_user_s_own_means_a_model_everywhere(mdl: Mdl, repository:
     assert mdl("alias", "set", "faster", "fast").returncode == 0
     assert documents(mdl("resolve", "faster", "--json"))["name"] == "org/demo-GGUF:q8_0"
     assert "fast\n" in mdl("__complete", "model", "fas").stdout
+    assert documents(mdl("alias", "set", "other", "demo", "--json"))["aliases"]["other"] == "demo"
+    assert documents(mdl("alias", "rm", "other", "--json"))["aliases"].keys() == {"fast", "faster"}
     assert mdl("alias", "rm", "fast").returncode == 0
     assert mdl("resolve", "fast").returncode == 3
     assert mdl("alias", "rm", "fast").returncode == 3

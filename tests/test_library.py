@@ -171,6 +171,13 @@ def test_a_name_that_means_nothing_is_answered_with_the_nearest_of_the_catalog(
     assert "mdl search" in failure.value.hint
 
 
+def test_a_name_in_another_case_is_answered_with_the_one_that_is_here(library: Library, here: Path) -> None:
+    plant(library, f"{NAME}:Q8_0")
+    with pytest.raises(NotFound) as failure:
+        library.get("model-gguf:q8_0")
+    assert failure.value.hint == "did you mean Model-GGUF?"
+
+
 def test_no_name_is_not_the_folder_one_is_in(library: Library, here: Path) -> None:
     (here / "m.gguf").write_bytes(Q4)
     with pytest.raises(UsageError, match="empty"):

@@ -265,7 +265,8 @@ def resolve(
     from mdl import documents
 
     text = options.one(name, model)
-    resolution, failure = options.open_library(offline=offline, tolerant=True).resolver.explain(text)
+    resolver = options.open_library(offline=offline, tolerant=True).resolver
+    resolution, failure = resolver.explain(text)
     if json:
         ui.show_json(documents.resolution(resolution))
         return 0 if resolution.reference else failure.code if failure else NotFound.code
@@ -280,9 +281,7 @@ def resolve(
     elif resolution.reference:
         ui.out(f"=> not on this machine: mdl download {resolution.reference}")
     if resolution.reference is None:
-        from mdl.resolution import unknown
-
-        raise unknown(text)
+        raise resolver.unknown(text)
     return 0
 
 
@@ -344,11 +343,12 @@ def alias(
         config.save_alias(name, None)
     elif action != "list":
         raise UsageError(f"mdl alias does not know {show(action)}", hint="list, set or rm")
-    elif json:
-        ui.show_json({"aliases": dict(aliases)})
-    elif aliases:
+    if json:
+        now = aliases if action == "list" else config.load().aliases
+        ui.show_json({"aliases": dict(now)})
+    elif action == "list" and aliases:
         ui.table(("NAME", "MODEL"), sorted(aliases.items()))
-    else:
+    elif action == "list":
         ui.talk("no aliases yet: mdl alias set NAME MODEL")
 
 
