@@ -9,22 +9,22 @@ import contextlib
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mdl.describing import CARD
 from mdl.disk import entries_of, unique
-from mdl.errors import MdlError
+from mdl.errors import IntegrityError, MdlError
 from mdl.filename import quantization_of, role, split_of
-from mdl.model import METADATA_NAME
+from mdl.model import METADATA_NAME, File
 from mdl.store import Store
 
 if TYPE_CHECKING:
     from mdl.header import Facts
     from mdl.modeljson import Card
-    from mdl.weights import Weights
 
+SUFFIX = ".gguf"  # in any case
 PACKAGE = ".zip"  # of other archives it cannot be told whether they are still being written
 DEEPEST = 2  # folders: host/organization
 MOST_OF_A_NAME = 99  # models that are called alike
@@ -45,23 +45,23 @@ def has_packages(store: Store) -> bool:
     return any(entry.name.endswith(PACKAGE) for entry in entries_of(store.tree))
 
 
-def filled(name: str, facts: "Facts", files: list[Path]) -> "Card":
-    """The model.json of weights: what their header and their names tell."""
+def filled(name: str, facts: "Facts", files: Mapping[str, Path]) -> "Card":
+    """The model.json of weights: what their header and their names tell. `files` are where each lies now."""
     from mdl.modeljson import Card
 
-    first = files[0]
+    first = next(iter(files))
     return Card(
-        source_url=f"./{first.name}" if len(files) == 1 else "./",
+        source_url=f"./{first}" if len(files) == 1 else "./",
         object="model",
         id=name,
         name=facts.name or name,
-        created=int(first.stat().st_mtime),
+        created=int(files[first].stat().st_mtime),
         state="ready",
         format=facts.format,
         engine="llama.cpp" if facts.format == "gguf" else "",
-        quantization=facts.quantization or quantization_of(first.name) or "",
-        binaries=tuple(path.name for path in files),
-        size=sum(path.stat().st_size for path in files),
+        quantization=facts.quantization or quantization_of(first) or "",
+        binaries=tuple(files),
+        size=sum(path.stat().st_size for path in files.values()),
     )
 
 
@@ -78,8 +78,9 @@ def _shared(folder: Path, depth: int, *, is_tree: bool = False) -> Iterator[Path
     inner = [entry for entry in entries if entry.is_dir(follow_symlinks=False) and entry.name[0] != "."]
     if not is_tree and names & {METADATA_NAME, CARD}:
         return
-    if any(name.endswith(".gguf") for name in names):
-        pairs = any(f"{name[:-5]}.json" in names for name in names if name.endswith(".gguf"))
+    weights = [name for name in names if name.lower().endswith(SUFFIX)]
+    if weights:
+        pairs = any(f"{name.removesuffix(SUFFIX)}.json" in names for name in weights)
         if is_tree or (not pairs and any(_holds_model(Path(entry.path), DEEPEST) for entry in inner)):
             yield folder
     if depth:
@@ -102,7 +103,7 @@ def _groups(folder: Path) -> list[list[Path]]:
     files = sorted(
         Path(entry.path)
         for entry in entries_of(folder)
-        if entry.name.endswith(".gguf") and entry.is_file(follow_symlinks=False)
+        if entry.name.lower().endswith(SUFFIX) and entry.is_file(follow_symlinks=False)
     )
     groups: dict[str, list[Path]] = defaultdict(list)
     for path in files:
@@ -132,22 +133,33 @@ def _adopted(store: Store, files: list[Path]) -> Path | None:
         found = identify_set(files)
         if not isinstance(found, Weights) or not set(found.files) <= set(files):
             return None
+        names = [_name_in(path) for path in files]
+        if len(set(names)) < len(names):
+            return None
         place = split_of(files[0].name)
-        name = plain_name(place[0] if place else files[0].stem)
-        folder = _room(files[0].parent, name)
+        stem = place[0] if place else files[0].stem
+        folder = _room(files[0].parent, plain_name(stem))
         store.refuse_outside(folder)
-        is_new = _write(
-            folder, files[0].parent / f"{place[0] if place else files[0].stem}.json", found, files
-        )
+        named = dict(zip(names, files, strict=True))
+        is_new = _write(folder, files[0].with_name(f"{stem}.json"), found.facts, named)
         try:
-            for path in reversed(files):  # the first is what is looked for
-                path.rename(folder / path.name)
+            for name, path in reversed(named.items()):  # the first is what is looked for
+                path.rename(folder / name)
         except OSError:
             if is_new:  # somebody else was faster
                 _give_up(folder)
             raise
         return folder
     return None
+
+
+def _name_in(path: Path) -> str:
+    """What a file is called in a folder of its own: as it is, where files of versions can be called so."""
+    name = f"{path.stem}{SUFFIX}"
+    try:
+        return File(name, None).name
+    except IntegrityError:
+        return f"{plain_name(path.stem)}{SUFFIX}"
 
 
 def _give_up(folder: Path) -> None:
@@ -167,7 +179,7 @@ def _room(parent: Path, name: str) -> Path:
     raise FileExistsError(str(parent / name))
 
 
-def _write(folder: Path, beside: Path, found: "Weights", files: list[Path]) -> bool:
+def _write(folder: Path, beside: Path, facts: "Facts", files: Mapping[str, Path]) -> bool:
     """Put the model.json there: the one that lay beside the weights, else one that is filled in. Whether it
     is one of ours."""
     target = folder / CARD
@@ -181,7 +193,7 @@ def _write(folder: Path, beside: Path, found: "Weights", files: list[Path]) -> b
     part = folder.parent / f".{unique()}.json"
     try:
         with part.open("x", encoding="utf-8") as file:
-            file.write(modeljson.dumps(filled(folder.name, found.facts, files)))
+            file.write(modeljson.dumps(filled(folder.name, facts, files)))
             file.flush()
             os.fsync(file.fileno())
         part.rename(target)

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 MOST_INSTRUCTIONS = 10_000
 MOST_NODES = 10_000  # of a YAML document
 DEEPEST = 20
+INTEGER = "tag:yaml.org,2002:int"
+LONGEST_NUMBER = 40  # digits
 
 
 @dataclass(slots=True)
@@ -38,7 +40,7 @@ class Foreign:
         """A setting or a parameter, by any of its names; what is not known is noted."""
         from mdl import parameters
 
-        said = parameters.profile({name: value}, "it", lenient=True)
+        said = parameters.profile({name: value}, "left out", lenient=True)
         self.notes += said.notes
         self.notes += [f"{ignored} has no place in a profile" for ignored in said.ignored]
         self._keep(said)
@@ -97,17 +99,16 @@ def modelfile(text: str) -> Foreign:
 
 
 def _instructions(text: str) -> Iterator[Instruction]:
-    lines = text.splitlines()
+    lines = text.replace("\r\n", "\n").split("\n")  # what else Unicode takes for an end is part of a text
     number = count = 0
     while number < len(lines):
-        name, _, rest = lines[number].strip().partition(" ")
+        name, rest = _first_word(lines[number])
         start = number = number + 1
         if not name or name.startswith("#"):
             continue
         key = ""
         if name.upper() in _KEYED:
-            key, _, rest = rest.strip().partition(" ")
-        rest = rest.strip()
+            key, rest = _first_word(rest)
         if (quote := _opened(rest)) is not None:
             number = _closing(lines, start, quote)
             rest = "\n".join((rest, *lines[start:number])).rstrip()
@@ -115,6 +116,12 @@ def _instructions(text: str) -> Iterator[Instruction]:
         if count > MOST_INSTRUCTIONS:
             raise UsageError(f"the Modelfile has more than {MOST_INSTRUCTIONS:,} instructions")
         yield Instruction(start, name, key, _unquoted(rest))
+
+
+def _first_word(text: str) -> tuple[str, str]:
+    """And the rest, behind any spaces and tabs."""
+    word, *rest = re.split(r"[ \t]+", text.strip(), maxsplit=1)
+    return word, "".join(rest)
 
 
 _KEYED = ("PARAMETER", "MESSAGE")
@@ -215,17 +222,30 @@ def local_ai(text: str) -> Foreign:
     if not isinstance(document, Mapping):
         raise UsageError("the YAML holds no table of names", hint="name: …, parameters: …")
     found = Foreign()
-    for name, value in document.items():
-        take = _LOCAL_AI.get(str(name))
+    for name, value in _table("", document):
+        take = _LOCAL_AI.get(name)
         if take is not None:
             take(found, value)
         elif isinstance(value, Mapping | list):
-            found.notes.append(f"{line(str(name)) or 'a name'} has no place in a profile")
+            found.notes.append(f"{line(name) or 'a name'} has no place in a profile")
         else:
-            found.set(str(name), value)
+            found.set(name, value)
     if "chat_template" in found.fields and found.fields.pop("prefixes", None):
         found.notes.append("roles are left out: the chat template writes its own")
     return found
+
+
+def _table(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """What a table has, but for what is left empty."""
+    if not isinstance(value, Mapping):
+        raise UsageError(f"{name} of the YAML is no table")
+    yield from ((str(key), each) for key, each in value.items() if each is not None)
+
+
+def _text(name: str, value: Any) -> str:
+    if isinstance(value, Mapping | list):
+        raise UsageError(f"{name} of the YAML is no text")
+    return str(value)
 
 
 def _yaml(text: str) -> Any:
@@ -249,6 +269,8 @@ def _bound(node: Any, depth: int, count: list[int]) -> None:
     if depth > DEEPEST or count[0] > MOST_NODES:
         raise UsageError(f"the YAML is deeper than {DEEPEST}, or has more than {MOST_NODES:,} values")
     children = getattr(node, "value", None)
+    if isinstance(children, str) and node.tag == INTEGER and len(children) > LONGEST_NUMBER:
+        raise UsageError(f"line {node.start_mark.line + 1}: a number with too many digits", hint="mend it")
     if isinstance(children, list):
         for child in children:
             for each in child if isinstance(child, tuple) else (child,):
@@ -256,13 +278,11 @@ def _bound(node: Any, depth: int, count: list[int]) -> None:
 
 
 def _parameters(found: Foreign, value: Any) -> None:
-    if not isinstance(value, Mapping):
-        raise UsageError("parameters of the YAML are no table")
-    for name, each in value.items():
+    for name, each in _table("parameters", value):
         if name == "model":
-            found.add("models", _source(str(each)))
+            found.add("models", _source(_text("parameters.model", each)))
         else:
-            found.set(str(name), each)
+            found.set(name, each)
 
 
 def _source(model: str) -> str:
@@ -277,10 +297,8 @@ def _source(model: str) -> str:
 
 def _templates(found: Foreign, value: Any) -> None:
     """Go's templates of LocalAI see other fields than those of Ollama: only Jinja can be taken over."""
-    if not isinstance(value, Mapping):
-        raise UsageError("template of the YAML is no table")
-    for name, each in value.items():
-        ours = {"jinja_template": "chat_template", "chat": "chat_template"}.get(str(name))
+    for name, each in _table("template", value):
+        ours = {"jinja_template": "chat_template", "chat": "chat_template"}.get(name)
         if name == "completion" and str(each).strip() == "{{.Input}}":
             continue  # the prompt as it is
         if name == "use_tokenizer_template":
@@ -290,7 +308,7 @@ def _templates(found: Foreign, value: Any) -> None:
         elif name == "completion" and isinstance(each, str) and (around := _around(each)) is not None:
             found.put("completion_template", around)
         else:
-            found.notes.append(f"template.{line(str(name))} is left out: it is written for LocalAI")
+            found.notes.append(f"template.{line(name)} is left out: it is written for LocalAI")
 
 
 def _around(template: str) -> str | None:
@@ -302,44 +320,34 @@ def _around(template: str) -> str | None:
 
 
 def _roles(found: Foreign, value: Any) -> None:
-    if not isinstance(value, Mapping):
-        raise UsageError("roles of the YAML are no table")
-    taken = {str(role): str(prefix) for role, prefix in value.items() if role in ROLES}
-    others = [line(str(role)) for role in value if role not in ROLES]
-    found.notes += [f"roles.{role} has no place in a profile" for role in others]
-    if taken:
-        found.put("prefixes", {role: _spaced(prefix) for role, prefix in taken.items()})
+    prefixes = {}
+    for role, prefix in _table("roles", value):
+        if role in ROLES:
+            prefixes[role] = _spaced(_text(f"roles.{role}", prefix))
+        else:
+            found.notes.append(f"roles.{line(role)} has no place in a profile")
+    if prefixes:
+        found.put("prefixes", prefixes)
 
 
 def _spaced(prefix: str) -> str:
     return prefix if prefix.endswith((" ", "\n")) else f"{prefix} "
 
 
-def _name(found: Foreign, value: Any) -> None:
-    found.add("names", str(value))
-
-
 def _words(found: Foreign, value: Any) -> None:
-    found.put("stop", [str(each) for each in value] if isinstance(value, list) else [str(value)])
-
-
-def _local_system(found: Foreign, value: Any) -> None:
-    found.put("system", str(value))
-
-
-def _description(found: Foreign, value: Any) -> None:
-    found.put("description", str(value))
+    words = value if isinstance(value, list) else [value]
+    found.put("stop", [_text("stopwords", word) for word in words if word is not None])
 
 
 _LOCAL_AI: dict[str, Callable[[Foreign, Any], None]] = {
-    "name": _name,
-    "description": _description,
+    "name": lambda found, value: found.add("names", _text("name", value)),
+    "description": lambda found, value: found.put("description", _text("description", value)),
     "parameters": _parameters,
     "template": _templates,
     "roles": _roles,
     "stopwords": _words,
     "cutstrings": lambda found, _: found.notes.append("cutstrings has no place in a profile"),
-    "system_prompt": _local_system,
+    "system_prompt": lambda found, value: found.put("system", _text("system_prompt", value)),
 }
 
 

@@ -145,7 +145,8 @@ class Importer:
         reference = self._named(Reference("short", "", name), plain or quantization or ONLY)
         written = ""
         if modeljson.NAME not in (file.name for file in files):
-            card = filled(reference.name, weights.facts, [found.folder / file.name for file in files])
+            paths = {file.name: found.folder / file.name for file in files}
+            card = filled(reference.name, weights.facts, paths)
             loaded = (*weights.files, *([weights.projector] if weights.projector else []))
             binaries = tuple(path.name for path in loaded)
             written = modeljson.dumps(replace(card, binaries=binaries, source_url="./"))

@@ -12,7 +12,7 @@ from json import decoder
 from typing import Any
 
 DEEPEST = 64  # lists and objects in each other
-LONGEST_NUMBER = 400  # characters; Python itself refuses integers of some thousand digits
+LONGEST_NUMBER = 308  # characters; a whole number of these is one that fits into a float too
 _scan = decoder.scanstring  # type: ignore[attr-defined]  # so that texts are read exactly as json reads them
 _SPACE = r"(?:[ \t\r\n]+|//[^\n]*|\#[^\n]*|/\*(?:[^*]|\*(?!/))*\*/)*"
 _NUMBER = r"-?(?:0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?(?![\w.+-])"

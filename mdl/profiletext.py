@@ -82,7 +82,7 @@ def load(path: Path) -> str:
     if len(data) > LARGEST:
         raise UsageError(f"{path} is longer than {LARGEST:,} bytes", hint="write less into it")
     try:
-        return data.decode("utf-8")
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError:
         raise UsageError(f"{path} is no text in UTF-8", hint="save it as UTF-8") from None
 
@@ -190,7 +190,7 @@ class _Reader:
         self._fields = fields
         for name in fields:
             if name not in FIELDS:
-                self.fail(name, "is no field of a profile", _nearest(name, (*FIELDS, *_HEAD)))
+                self.fail(name, "is no field of a profile", _place(name))
             if shipped and name in _OWN:
                 self.fail(name, "is for profiles of users")
 
@@ -299,8 +299,9 @@ class _Reader:
         return tuple(Message(each["role"], each["content"]) for each in found)
 
     def models(self) -> tuple[Condition, ...]:
+        written = self.texts("models")
         try:
-            return tuple(Condition.parse(each, self._folder) for each in self.texts("models"))
+            return tuple(Condition.parse(each, self._folder) for each in written)
         except UsageError as failure:
             self.fail("models", f"cannot hold {failure.message}", failure.hint)
 
@@ -356,6 +357,14 @@ def _parameters(values: Mapping[str, Any], where: str) -> Profile:
     from mdl import parameters
 
     return parameters.profile(values, where)
+
+
+def _place(name: str) -> str:
+    """Where what is no field should stand, or what was meant."""
+    from mdl import parameters
+
+    known = parameters.find(name)
+    return f"write it below [{known.kind}s]" if known else _nearest(name, (*FIELDS, *_HEAD))
 
 
 def _nearest(name: str, known: Collection[str]) -> str:

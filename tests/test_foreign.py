@@ -165,6 +165,21 @@ def test_texts_of_a_modelfile_may_have_several_lines_and_either_quote() -> None:
     assert [message["content"] for message in found.fields["messages"]] == ["x\ny", "z\nw"]
 
 
+def test_words_of_a_modelfile_may_be_apart_by_tabs_and_lines_end_where_ollama_ends_them() -> None:
+    found = foreign.modelfile(
+        'FROM\tx\nPARAMETER\t temperature\t0.5\nPARAMETER stop  "a\tb"\nSYSTEM "a\u2028b\x0c"\n'
+    )
+    assert found.fields["models"] == ["ollama://x"]
+    assert (found.fields["parameters"], found.fields["stop"]) == ({"temperature": 0.5}, ["a\tb"])
+    assert found.fields["system"] == "a\u2028b\x0c"
+
+
+def test_what_is_left_empty_in_a_yaml_says_nothing() -> None:
+    empty = "name:\nsystem_prompt:\ntemplate:\nparameters: { top_k: }\nroles: { user: }\nstopwords: [~, a]"
+    found = foreign.local_ai(empty)
+    assert (found.fields, found.notes) == ({"stop": ["a"]}, [])
+
+
 def test_an_adapter_is_a_path_beside(tmp_path: Path) -> None:
     found = foreign.modelfile("FROM x\nADAPTER ./lora.gguf\nADAPTER other.gguf")
     fields = foreign.beside(found.fields, tmp_path)
@@ -192,6 +207,10 @@ def test_roles_become_prefixes() -> None:
         ("FROM x\nMESSAGE robot hi", "Modelfile", "line 2: MESSAGE has no role robot"),
         ("FROM x\n" + "SYSTEM y\n" * 10_001, "Modelfile", "more than 10,000 instructions"),
         ("a: [", "x.yaml", "line 1: no YAML"),
+        ("a: 1\nname: 0b" + "1" * 20_000, "x.yaml", "line 2: a number with too many digits"),
+        ("name: { a: b }", "x.yaml", "name of the YAML is no text"),
+        ("parameters: { model: [a] }", "x.yaml", "parameters.model of the YAML is no text"),
+        ("stopwords: { a: b }", "x.yaml", "stopwords of the YAML is no text"),
         ("- 1", "x.yaml", "no table"),
         ("parameters: 3", "x.yaml", "parameters of the YAML"),
         ("template: 3", "x.yaml", "template of the YAML"),

@@ -580,6 +580,26 @@ def test_what_can_have_no_folder_is_listed_in_place(library: Library) -> None:
     assert runnable.weights(library.here("mine")).first == path
 
 
+@pytest.mark.parametrize(
+    ("name", "named", "file"),
+    [
+        (b"ab\xffc.gguf", "ab-c", "ab-c.gguf"),
+        (b"a\nb.gguf", "a-b", "a-b.gguf"),
+        (b"c:d?.gguf", "c-d", "c-d.gguf"),
+        ("\u202ev1.gguf".encode(), "v1", "v1.gguf"),
+        (b"UP.GGUF", "UP", "UP.gguf"),
+    ],
+)
+def test_a_file_that_is_called_as_no_file_of_a_version_can_be_gets_a_name(
+    library: Library, name: bytes, named: str, file: str
+) -> None:
+    library.store.tree.mkdir(parents=True)
+    (library.store.tree / os.fsdecode(name)).write_bytes(Q4)
+    assert [(str(model.reference), model.state) for model in library.list()] == [(named, "ready")]
+    assert everything(library.store.tree / named).keys() == {file, "model.json"}
+    assert modeljson.read(library.store.tree / named / "model.json").binaries == (file,)
+
+
 def test_a_zip_dropped_into_the_models_folder_is_imported(library: Library, outside: Path) -> None:
     zipped(outside / "x.zip", {"llama/llama.gguf": Q4, "llama/model.json": b"{}"})
     content = (outside / "x.zip").read_bytes()

@@ -44,6 +44,8 @@ def test_a_text_that_strict_json_takes_is_taken(text: str) -> None:
 @example("/*" * 100_000)
 @example("'" * 100_000)
 @example("1" * 100_000)
+@example("1" * 310)
+@example("-1" + "0" * 399)
 @example("#\n" * 50_000)
 @example('"\\u')
 @example("'\\")

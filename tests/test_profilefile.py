@@ -560,6 +560,9 @@ def test_a_server_with_such_keys_alone_lets_nobody_else_in(
         ("[parameters]\n\ntemprature = 1", "line 3: parameters: temprature | did you mean temperature?"),
         ("[parameters]\ntemperature = 'hot'", "line 2: parameters: temperature"),
         ("[settings]\ncontext = 5", "line 2: settings: context"),
+        ("temperature = 0.5", "line 1: 'temperature' is no field | write it below [parameters]"),
+        ("n_ctx = 5", "line 1: 'n_ctx' is no field | write it below [settings]"),
+        ("models = ['']", "x.toml, line 1: 'models' has to hold"),
         ("names = 3", "line 1: 'names' has to be a list"),
         ("names = ['']", "line 1: 'names' has to hold"),
         ("names = ['a\\u0000b']", "not valid TOML|cannot hold"),
@@ -649,6 +652,11 @@ def test_a_template_may_lie_in_a_file_beside(place: Callable[..., Path]) -> None
     (folder / "x.jinja").write_text("{{ messages[0].content }}")
     [written] = profilefile.users().written
     assert written.profile.template == "{{ messages[0].content }}"
+
+
+def test_a_file_may_be_as_windows_writes_it(place: Callable[..., Path]) -> None:
+    place(mine="\ufeffnames = ['x']\r\nmodels = ['demo']\r\n")
+    assert [written.names for written in profilefile.users().written] == [("x",)]
 
 
 def test_prefixes_are_written_before_each_turn(tmp_path: Path) -> None:
