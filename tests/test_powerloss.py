@@ -9,9 +9,10 @@ import random
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -126,14 +127,11 @@ def survivors(
     scene: Scene, most: int, syncs: Syncs = lambda _: True, boots: Mapping[bytes, bytes] = RESTARTED
 ) -> int:
     """How many states there were; all of them have survived. (They wait more than they work.)"""
+    count, states = 0, scene.states(most, syncs)
     with ThreadPoolExecutor(12) as pool:
-        trials = [pool.submit(survive, scene, state, boots) for state in scene.states(most, syncs)]
-        try:
-            for trial in as_completed(trials):
-                trial.result()
-        finally:
-            pool.shutdown(cancel_futures=True)
-    return len(trials)
+        while some := list(islice(states, 24)):  # so that the first that does not is soon known
+            count += len(list(pool.map(lambda state: survive(scene, state, boots), some)))
+    return count
 
 
 # Scenes
