@@ -13,6 +13,9 @@ MdlError            1  anything else that is not a bug
 └── EngineError    10  the process that ran the model died
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class MdlError(Exception):
     """A failure that a person can act on: one line for the cause, one for what to do. `field` is what of a
@@ -65,3 +68,13 @@ class UnsupportedModel(MdlError):
 
 class EngineError(MdlError):
     code = 10
+
+
+@contextmanager
+def about(field: str) -> Iterator[None]:
+    """What is refused inside is refused for this field of a request, unless it says another one."""
+    try:
+        yield
+    except UsageError as error:
+        error.field = error.field or field
+        raise

@@ -3,89 +3,36 @@
 It ends when its standard input does, by the hand of the thread that reads it, even in the middle of a step.
 """
 
-import faulthandler
-import json
 import os
-import re
 import signal
 import threading
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from queue import SimpleQueue
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from mdl.engine import wire
 from mdl.engine.answer import Answer
 from mdl.engine.embedding import Embeddings
+from mdl.engine.pipes import BUG, Pipes
 from mdl.engine.prefix import Copy, Cut, Own, Shared
 from mdl.engine.preparing import Preparing
-from mdl.engine.request import (
-    Chat,
-    Completion,
-    EngineFiles,
-    EngineSettings,
-    Format,
-    Logprob,
-    Sampling,
-    ToolCall,
-)
+from mdl.engine.prompts import Prompts, characters, turns
+from mdl.engine.request import Chat, Completion, EngineFiles, EngineSettings, Format, Logprob, Sampling
 from mdl.engine.scheduler import Scheduler
 from mdl.engine.sequence import Sequence
-from mdl.engine.template import (
-    CHATML,
-    CHATML_END,
-    REASONING_TAGS,
-    Prompt,
-    Reasoning,
-    Template,
-    begun,
-    import_jinja,
-)
-from mdl.engine.tools import TAGS, Calls, Form, check, form_of, grammar, open_grammar
-from mdl.errors import EngineError, MdlError, TooLong, UnsupportedModel, UsageError
+from mdl.engine.template import Prompt, import_jinja
+from mdl.engine.tools import check
+from mdl.errors import EngineError, MdlError, TooLong, UnsupportedModel, UsageError, about
 
-TEMPLATE_SECONDS = 3.0
-TEMPLATE_MEMORY = 1 << 30
+if TYPE_CHECKING:
+    from mdl.engine.embedder import Embedder
+
 # Nobody reads faster, and a message for each token would cost a tiny model a tenth of its speed.
 FLUSH_SECONDS = 0.008
 READING = 0.1  # of the time of a step, for prompts that arrive before the next one
-MOST_TEMPLATES = 8  # that requests brought, kept compiled
-BUG = 70  # exit code; 1 is what the watchdog of templates ends with
-
-
-class Pipes:
-    """Lines from the parent, and to it. What libraries print goes to stderr, so that it breaks no message."""
-
-    def __init__(self) -> None:
-        self.inbox: SimpleQueue[wire.Wire] = SimpleQueue()
-        self._out = os.dup(1)
-        os.dup2(2, 1)
-        threading.Thread(target=self._read, daemon=True).start()
-
-    def _read(self) -> None:
-        try:
-            with os.fdopen(0, "rb", closefd=False) as lines:
-                for line in lines:
-                    if not line.endswith(b"\n"):
-                        break  # the parent was killed in the middle of a message
-                    self.inbox.put(wire.parse(line))
-        except Exception:  # noqa: BLE001 - nobody would hear the parent any more
-            with suppress(OSError):  # nor may there be anybody who reads this
-                traceback.print_exc()
-            os._exit(BUG)
-        os._exit(0)  # the parent has closed the pipe, or is no more
-
-    def send(self, **message: Any) -> None:
-        data = memoryview(wire.line(message))
-        try:
-            while data:
-                data = data[os.write(self._out, data) :]
-        except OSError:
-            os._exit(0)  # nobody is there to read
 
 
 class _Unprepared(Exception):
@@ -96,13 +43,6 @@ class _Unprepared(Exception):
         self.format = format
 
 
-class Writing(NamedTuple):
-    """How prompts are written, and calls in what comes back, if any."""
-
-    template: Template
-    calls: Form | None
-
-
 class Worker:
     """The requests that one model answers."""
 
@@ -111,12 +51,7 @@ class Worker:
         self.runner = runner
         self.vocabulary = runner.vocabulary
         self.context: int = runner.context
-        source = template if template is not None else runner.template
-        self.own = self.writing(source or CHATML)
-        self.writings: dict[str, Writing] = {}
-        # A model without a template may not know the end of a turn in ChatML as a token: then it is text.
-        self.stop = () if source or CHATML_END in self.vocabulary.controls else (CHATML_END,)
-        self.vocabulary.show((*TAGS, *(tag for pair in REASONING_TAGS for tag in pair)))
+        self.prompts = Prompts(runner.vocabulary, template if template is not None else runner.template)
         cache = Shared(runner.slots, runner.cells, runner.whole) if runner.shared else Own(runner.slots)
         self.scheduler: Scheduler[Sequence] = Scheduler(settings.parallel, runner.batch, cache)
         self.sequences: dict[int, Sequence] = {}
@@ -193,75 +128,22 @@ class Worker:
 
     def chat(self, request: int, asked: Any) -> None:
         chat = wire.unpack(Chat, asked)
-        with _about("messages"):
+        with about("messages"):
             self.check_size(chat)
             prompt = self.render(request, chat)
             tokens = self.vocabulary.tokenize(prompt.pieces)
-            with _about("tools"):
-                form = self.form(chat)
-            self.start(request, tokens, self.answer(chat, prompt), chat.sampling, format=form)
-
-    def writing(self, source: str) -> Writing:
-        texts = {*self.vocabulary.controls, *self.vocabulary.tags}
-        return Writing(Template(source, texts, self.vocabulary.named), form_of(source))
-
-    def of(self, chat: Chat) -> Writing:
-        """The model's own, or that of the template that the request brings."""
-        if not chat.template or chat.template == self.own.template.source:
-            return self.own
-        if chat.template not in self.writings:
-            if len(self.writings) >= MOST_TEMPLATES:
-                self.writings.clear()
-            self.writings[chat.template] = self.writing(chat.template)
-        return self.writings[chat.template]
-
-    def answer(self, chat: Chat, prompt: Prompt) -> Answer:
-        """How to read what the model says."""
-        reasoning = Reasoning(prompt.text, spaced=self.vocabulary.adds_space, begun=begun(chat, prompt))
-        form = self.of(chat).calls
-        calls = Calls(form, not chat.parallel_calls) if chat.tools and form else None
-        return Answer(reasoning, chat.sampling.stop + self.stop, calls)
-
-    def form(self, chat: Chat) -> Format | None:
-        """What the answer is held to. Raises what `tools.open_grammar` does."""
-        controls, parallel, calls = self.vocabulary.controls, chat.parallel_calls, self.of(chat).calls
-        thoughts = self.thoughts(chat)
-        if chat.continues and chat.messages[-1].content and (chat.format or chat.must_call):
-            raise UsageError("an answer that was begun cannot be held to a form", field="format")
-        if chat.must_call:
-            # JSON is what the text has to be, of which there is none then; a grammar would be for all of it.
-            if chat.format is not None and chat.format.kind not in ("json", "schema"):
-                raise UsageError(
-                    "an answer that has to be a call cannot keep to a grammar too", field="grammar"
-                )
-            return grammar(calls, chat.tools, chat.only, parallel, controls, thoughts)
-        strict = any(tool["function"].get("strict") for tool in chat.tools)
-        is_json = chat.format is not None and chat.format.kind in ("json", "schema")
-        # Calls of a form that is known are held to it even where nothing has to be called: models misspell.
-        if strict or (chat.tools and (calls or chat.format)) or (thoughts and is_json):
-            return open_grammar(calls, chat.tools, parallel, controls, chat.format, thoughts)
-        return chat.format
-
-    def thoughts(self, chat: Chat) -> tuple[str, ...]:
-        """The tags that reasoning before the answer may begin with: those of the template, unless the request
-        decides."""
-        if chat.thinking is False:
-            return ()
-        source = self.of(chat).template.source
-        return tuple(start for start, _ in REASONING_TAGS if chat.thinking or start in source)
+            with about("tools"):
+                form = self.prompts.form(chat)
+            self.start(request, tokens, self.prompts.answer(chat, prompt), chat.sampling, format=form)
 
     def completion(self, request: int, asked: Any) -> None:
-        with _about("prompt"):
-            self.complete(request, self.around(request, wire.unpack(Completion, asked)))
-
-    def around(self, request: int, completion: Completion) -> Completion:
-        """With the prompt as its template writes it."""
-        if not completion.template or not isinstance(completion.prompt, str):
-            return completion
-        self.pipes.send(rendering=request)
-        with _bounded_time(), _bounded_memory():
-            prompt = self.writing(completion.template).template.around(completion.prompt)
-        return replace(completion, prompt=prompt)
+        with about("prompt"):
+            completion = wire.unpack(Completion, asked)
+            if completion.template and isinstance(completion.prompt, str):
+                self.pipes.send(rendering=request)
+                prompt = self.prompts.around(completion.prompt, completion.template)
+                completion = replace(completion, prompt=prompt)
+            self.complete(request, completion)
 
     def complete(self, request: int, completion: Completion) -> None:
         prompt, suffix = completion.prompt, completion.suffix or ""
@@ -306,9 +188,9 @@ class Worker:
             raise UsageError("the prompt is empty")
         self.check_length(len(tokens))
         longest = sampling.max_tokens or self.context
-        with _about("format"):
+        with about("format"):
             constraint = None if format is None else self.constraint(format)
-        with _about("logit_bias"):
+        with about("logit_bias"):
             sampler = self.runner.sampler(sampling)
         sequence = Sequence(
             request,
@@ -336,19 +218,19 @@ class Worker:
 
     def prompt(self, request: int, asked: Any) -> None:
         chat = wire.unpack(Chat, asked)
-        with _about("messages"):
+        with about("messages"):
             self.check_size(chat)
             prompt = self.render(request, chat)
             self.pipes.send(id=request, result=self.vocabulary.tokenize(prompt.pieces))
 
     def tokenize(self, request: int, asked: Any) -> None:
         text, begun = asked
-        with _about("text"):
+        with about("text"):
             tokens = self.vocabulary.prompt(text, None) if begun else self.vocabulary.tokens(text)
         self.pipes.send(id=request, result=tokens)
 
     def detokenize(self, request: int, asked: Any) -> None:
-        with _about("tokens"):
+        with about("tokens"):
             self.pipes.send(id=request, result=self.vocabulary.text(asked))
 
     def embed(self, request: int, asked: Any) -> None:
@@ -363,15 +245,15 @@ class Worker:
 
     def check_size(self, chat: Chat) -> None:
         """Raises TooLong for what cannot fit. Megabytes would hold up the answers of others for seconds, to
-        be refused in the end; and each message and each call takes a token at least."""
-        turns = len(chat.messages) + sum(1 for _ in _calls(chat))
-        self.check_length(max(turns, self.runner.fewest_tokens(_characters(chat))), "at least ")
+        be refused in the end."""
+        fewest = max(turns(chat), self.runner.fewest_tokens(characters(chat)))
+        self.check_length(fewest, "at least ")
 
-    def check_length(self, prompt: int, about: str = "") -> None:
+    def check_length(self, prompt: int, bound: str = "") -> None:
         """Raises TooLong for a prompt of so many tokens that no answer would have room behind it."""
         if prompt >= self.context:
             raise TooLong(
-                f"the prompt has {about}{prompt:,} tokens, and the context has room for {self.context:,} "
+                f"the prompt has {bound}{prompt:,} tokens, and the context has room for {self.context:,} "
                 "together with the answer",
                 hint="shorten the conversation, or load the model with a larger context (--ctx)",
             )
@@ -380,8 +262,7 @@ class Worker:
         """The prompt. The parent hears of it first: it may be the last that this process does."""
         check(chat.tools)
         self.pipes.send(rendering=request)
-        with _bounded_time(), _bounded_memory():
-            return self.of(chat).template.render(chat)
+        return self.prompts.render(chat)
 
     def cancel(self, request: int) -> None:
         self.preparing.discard(request)
@@ -513,122 +394,6 @@ _ASKED = {
 }
 
 
-class Embedder:
-    """The requests of a model that was made to embed, or to rank."""
-
-    def __init__(self, pipes: Pipes, runner: Any, settings: EngineSettings) -> None:
-        from mdl.engine.vectors import Vectors
-
-        self.pipes = pipes
-        self.runner = runner
-        self.vocabulary = runner.vocabulary
-        self.embeddings = Embeddings(Vectors(runner, settings), pipes.send)
-
-    def serve(self) -> None:
-        """For ever: what arrives, then a step."""
-        inbox = self.pipes.inbox
-        while True:
-            while not self.embeddings.busy or not inbox.empty():
-                self.handle(inbox.get())
-            self.embeddings.step()
-
-    def handle(self, message: wire.Wire) -> None:
-        if "cancel" in message:
-            self.embeddings.cancel(message["cancel"])
-            return
-        try:
-            self.answer(message["id"], message)
-        except MdlError as error:
-            self.pipes.send(id=message["id"], error=wire.pack_error(error))
-
-    def answer(self, request: int, message: wire.Wire) -> None:
-        if "tokenize" in message:
-            text, begun = message["tokenize"]
-            with _about("text"):
-                tokens = self.vocabulary.framed(text) if begun else self.vocabulary.tokens(text)
-            self.pipes.send(id=request, result=tokens)
-        elif "detokenize" in message:
-            with _about("tokens"):
-                self.pipes.send(id=request, result=self.vocabulary.text(message["detokenize"]))
-        elif self.runner.task == "embed" and "embed" in message:
-            self.embeddings.embed(request, message["embed"])
-        elif self.runner.task == "rank" and "rank" in message:
-            self.embeddings.rank(request, message["rank"])
-        else:
-            raise UnsupportedModel(*_MADE_FOR[self.runner.task])
-
-
-_MADE_FOR = {
-    "embed": (
-        "this is an embedding model: it writes no answers, and ranks nothing",
-        "ask it for embeddings (/v1/embeddings)",
-    ),
-    "rank": (
-        "this is a reranker: it writes no answers, and has no embeddings",
-        "ask it to rank documents (/v1/rerank)",
-    ),
-}
-
-
-def _characters(chat: Chat) -> int:
-    """Of what templates write into the prompt; reasoning, which many leave out, is not counted."""
-    said = sum(len(message.content) for message in chat.messages)
-    called = sum(len(call.name) + _shortest(call.arguments) for call in _calls(chat))
-    return said + called + (len(json.dumps(chat.tools, ensure_ascii=False)) if chat.tools else 0)
-
-
-def _shortest(arguments: str) -> int:
-    """Characters of JSON as templates may write it anew: without white space, and nothing by its number."""
-    return len(re.sub(r"\\u[0-9a-fA-F]{4}|\s+", "x", arguments)) // 2
-
-
-def _calls(chat: Chat) -> Iterator[ToolCall]:
-    return (call for message in chat.messages for call in message.tool_calls)
-
-
-@contextmanager
-def _about(field: str) -> Iterator[None]:
-    """What is refused inside is refused for this field, unless it says another one."""
-    try:
-        yield
-    except UsageError as error:
-        error.field = error.field or field
-        raise
-
-
-@contextmanager
-def _bounded_time() -> Iterator[None]:
-    """Ends the process, exit code 1, when the block takes too long. Not by a signal handler or a thread of
-    Python: 9**(9**9) lets neither run."""
-    faulthandler.dump_traceback_later(TEMPLATE_SECONDS, exit=True)
-    try:
-        yield
-    finally:
-        faulthandler.cancel_dump_traceback_later()
-
-
-@contextmanager
-def _bounded_memory() -> Iterator[None]:
-    """What the block may allocate ends with a MemoryError. Not on Windows, which has no such limit, and not
-    on macOS, which does not keep it; there the length of the prompt and the time are what bounds it."""
-    try:
-        import resource
-
-        size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    except (ImportError, OSError):
-        yield
-        return
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    limit = size + TEMPLATE_MEMORY
-    if hard != resource.RLIM_INFINITY:
-        limit = min(limit, hard)
-    resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
-
-
 def _be_the_first_to_go() -> None:
     """When memory runs out, Linux should end this process and not its parent."""
     with suppress(OSError):
@@ -652,9 +417,10 @@ def main() -> None:
         os._exit(BUG)
 
 
-def load(pipes: Pipes) -> Worker | Embedder:
+def load(pipes: Pipes) -> "Worker | Embedder":
     """Begins to import before it is known what to load."""
     from mdl.engine.devices import usable_gpus
+    from mdl.engine.embedder import Embedder
     from mdl.engine.llama import Runner
 
     threading.Thread(target=import_jinja, daemon=True).start()  # while the model is loaded, which is C
