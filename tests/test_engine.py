@@ -705,6 +705,26 @@ def test_the_cause_of_a_death_is_told_and_not_where_python_was(monkeypatch):
         assert until_error(heard).message.endswith(": Fatal Python error: Aborted")
 
 
+def test_the_cause_of_a_death_is_told_however_deep_python_was(tmp_path, monkeypatch):
+    package = tmp_path / "mdl" / "engine"
+    package.mkdir(parents=True)
+    (tmp_path / "mdl" / "__init__.py").touch()
+    (package / "__init__.py").touch()
+    (package / "worker.py").write_text(
+        "import faulthandler, os\n"
+        "def deeper(depth):\n"
+        "    return deeper(depth - 1) if depth else os.abort()\n"
+        "def main():\n"
+        "    faulthandler.enable()\n"
+        "    deeper(90)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)  # where a worker finds its modules
+    with Engine() as engine:
+        engine.load(EngineFiles(DEMO))
+        with pytest.raises(EngineError, match=r": Fatal Python error: Aborted$"):
+            engine.ready(30)
+
+
 def until_error(heard):
     while not isinstance(what := heard.get(timeout=5), MdlError):
         assert what.finish is None

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import threading
-from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -45,7 +44,7 @@ class Process:
         self._heard = heard
         self._ended = ended
         self._outbox: SimpleQueue[wire.Wire | None] = SimpleQueue()
-        self._last_words: deque[str] = deque(maxlen=40)
+        self._last_words = ""
         self._listener = self._thread(self._listen)
         self._reader = self._thread(self._read)
         self._thread(self._write)
@@ -67,9 +66,8 @@ class Process:
 
     def death(self, status: int) -> str:
         """How it ended, in a line, with the last thing that it said."""
-        telling = (words for words in reversed(self._last_words) if not _TELLS_NOTHING.match(words))
-        last = next(telling, "")
-        said = re.sub(r"\S*/(?=[^/\s]+:\d+:)", "", " ".join(last.split()))  # without the folders of a build
+        words = " ".join(self._last_words.split())
+        said = re.sub(r"\S*/(?=[^/\s]+:\d+:)", "", words)  # without the folders of a build
         return f"{_how(status)}: {said[:300]}" if said else _how(status)
 
     def _thread(self, task: Callable[[], None]) -> threading.Thread:
@@ -90,7 +88,7 @@ class Process:
                 for line in stdout:
                     self._heard(wire.parse(line))
             except Exception as error:  # noqa: BLE001 - not to be understood is the end of a worker, not of this
-                self._last_words.append(f"not understood: {error!r}")
+                self._last_words = f"not understood: {error!r}"
         try:
             status = self._popen.wait(1.0)
         except subprocess.TimeoutExpired:
@@ -103,7 +101,9 @@ class Process:
     def _listen(self) -> None:
         with _pipe(self._popen.stderr) as stderr:
             while line := stderr.readline(4096):
-                self._last_words.append(line.decode("utf-8", "replace"))
+                words = line.decode("utf-8", "replace")
+                if not _TELLS_NOTHING.match(words):
+                    self._last_words = words
 
 
 def _pipe(pipe: IO[bytes] | None) -> IO[bytes]:
