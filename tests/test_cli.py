@@ -450,6 +450,14 @@ def test_piped_text_follows_the_prompt(mdl: Mdl) -> None:
     assert prompted.stdout != alone.stdout
 
 
+def test_the_profile_of_the_readme_works(mdl: Mdl, tmp_path: Path) -> None:
+    example = (PACKAGE.parent / "README.md").read_text().partition("```toml\n")[2].partition("```")[0]
+    (tmp_path / "profiles").mkdir()
+    (tmp_path / "profiles" / "example.toml").write_text(example)
+    done = mdl("chat", "gpt-4", "What is 7 plus 5?")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_stats_are_said_beside_the_answer(mdl: Mdl) -> None:
     done = mdl("chat", "demo", "--temperature", "0", "--stats", "What is 7 plus 5?")
     assert done.stdout == "7 plus 5 is 12.\n"
