@@ -152,17 +152,20 @@ def save(key: str, value: Any, name: str = "") -> None:
     configfile.change(config_path(), lambda text: configfile.with_value(text, KEYS[key], value, name))
 
 
+EDITOR = "notepad" if os.name == "nt" else "vi"  # of who names none
+
+
 def editor(environment: Mapping[str, str] | None = None) -> list[str]:
     """The command that opens a file for a person to edit. Raises UsageError where it cannot be read."""
     import shlex
 
     environment = os.environ if environment is None else environment
-    given = environment.get("VISUAL") or environment.get("EDITOR") or ("notepad" if os.name == "nt" else "vi")
+    given = environment.get("VISUAL") or environment.get("EDITOR") or EDITOR
     try:
         words = shlex.split(given)
     except ValueError as error:
         raise UsageError(f"VISUAL or EDITOR cannot be {given!r}: {error}", hint="a command") from None
-    return words or ["vi"]
+    return words or [EDITOR]
 
 
 def _expanded(given: str, variable: str) -> Path:

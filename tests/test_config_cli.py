@@ -261,6 +261,12 @@ def test_edit_offers_to_go_on_with_what_is_broken(
     assert path.read_text() == "[network]\noffline = true\n"
 
 
+def test_edit_without_a_person_opens_no_editor_that_nobody_named(mdl: Mdl) -> None:
+    done = mdl("config", "edit", VISUAL="", EDITOR="")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("mdl: nobody is here to edit that\n")
+
+
 def test_edit_mends_a_broken_file(mdl: Mdl, path: Path, tmp_path: Path) -> None:
     path.write_text(BROKEN)
     done = mdl("config", "edit", EDITOR=editor(tmp_path, "pull = 'never'\n"))

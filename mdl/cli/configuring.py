@@ -247,6 +247,8 @@ def _edit(json: bool) -> None:
 
     path = config.config_path()
     _problem()
+    if config.editor() == [config.EDITOR] and not ui.is_interactive():
+        raise UsageError("nobody is here to edit that", hint="mdl config set KEY VALUE needs no editor")
     old = configfile.content(path)
     with tempfile.TemporaryDirectory(prefix="mdl-config-") as folder:
         copy = Path(folder, "config.toml")

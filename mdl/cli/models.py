@@ -342,7 +342,7 @@ def alias(
             )
         config.save_alias(name, None)
     elif action != "list":
-        raise UsageError(f"mdl alias does not know {show(action)}", hint="list, set or rm")
+        raise UsageError(f"mdl alias does not know {show(action)}", hint="list, set NAME MODEL, or rm NAME")
     if json:
         now = aliases if action == "list" else config.load().aliases
         ui.show_json({"aliases": dict(now)})
