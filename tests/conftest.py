@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from hub import Hub
+from hypothesis import settings as searching
 from registry import Front, Registry
 
 from mdl.config import Settings
@@ -15,6 +16,10 @@ from mdl.library import Library
 
 # A job in the background ignores Ctrl-C, and so does all that it starts: tests press it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# A busy machine takes its time, and whoever runs the tests tries the same cases as everybody else.
+searching.register_profile("mdl", deadline=None, derandomize=True)
+searching.load_profile("mdl")
 
 # Whoever runs the tests may be logged in somewhere; huggingface_hub reads this when it is imported.
 _places = tempfile.TemporaryDirectory(prefix="mdl-tests-")
