@@ -1,6 +1,7 @@
 """Who may import whom, and which third-party package has which home. Read from the source, nothing is run."""
 
 import ast
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -191,6 +192,7 @@ def place(path: Path) -> str:
     return path.relative_to(ROOT).with_suffix("").as_posix().removesuffix("/__init__")
 
 
+@cache
 def imports(path: Path) -> set[str]:
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
@@ -220,12 +222,13 @@ def test_a_third_party_package_stays_at_home(path: Path) -> None:
 def test_only_the_edges_print_exit_and_read_the_environment(path: Path) -> None:
     source = path.read_text()
     where = place(path)
-    names = {node.attr for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Attribute)}
+    nodes = list(ast.walk(ast.parse(source)))
+    names = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
     if where not in ("config", "engine/process", "engine/worker"):
         assert not names & {"environ", "getenv"}
     if not where.startswith(("cli", "ui", "__main__", "engine/worker")):
         assert "sys.exit" not in source
-    calls = {node.func.id for node in ast.walk(ast.parse(source))
+    calls = {node.func.id for node in nodes
              if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}  # fmt: skip
     assert "print" not in calls
 
