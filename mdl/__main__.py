@@ -11,13 +11,20 @@ def main() -> NoReturn:
     """Run the command line. What a shell asks for completion is answered without starting the rest."""
     _open_closed_streams()
     gc.set_threshold(100_000)  # starting up makes many objects and no garbage: a tenth of the time saved
+    try:
+        _leave(_run())
+    except KeyboardInterrupt:  # while it was still being imported
+        _leave(130)
+
+
+def _run() -> int:
     if sys.argv[1:2] == ["__complete"]:
         from mdl.complete import complete
 
-        _leave(complete(sys.argv[2:]))
+        return complete(sys.argv[2:])
     from mdl.cli import run
 
-    _leave(run())
+    return run()
 
 
 def _leave(code: int) -> NoReturn:

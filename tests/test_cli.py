@@ -288,6 +288,21 @@ def test_inspect_shows_each_part_alone(mdl: Mdl) -> None:
 # Errors: one line with the cause, one with what to do, the documented exit code
 
 
+def test_ctrl_c_while_it_starts_ends_it_without_a_word() -> None:
+    code = """
+import os, signal, sys
+class Person:
+    def find_spec(self, name, *_):
+        if name == "mdl.cli":
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Person())
+from mdl.__main__ import main
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (130, b"", b"")
+
+
 @pytest.mark.parametrize("wanted", [["zzz"], ["--filter", "size>1TB"]])
 def test_a_list_in_which_nothing_is_like_what_was_asked_for_says_so(
     mdl: Mdl, repository: Mapping[str, bytes], wanted: Sequence[str]
