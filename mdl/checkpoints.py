@@ -125,7 +125,7 @@ def _chosen(members: list[Checkpoint], wanted: str) -> Checkpoint | None:
 def _place(folder: Path, run: str) -> Path:
     """Where a run lies: a folder that is one itself is called by its own name."""
     own = folder / run
-    return folder if run == folder.name and not own.is_dir() else own
+    return folder if run == folder.name and not _is_folder(own) else own
 
 
 def _runs(folder: Path) -> Iterator[tuple[str, Path]]:
@@ -136,7 +136,7 @@ def _runs(folder: Path) -> Iterator[tuple[str, Path]]:
     while below and (budget := budget - 1) > 0:
         place, name, depth = below.popleft()
         for entry in _entries(place):
-            if entry.is_dir() and not _is_checkpoint(entry):
+            if _is_folder(entry) and not _is_checkpoint(entry):
                 run = f"{name}/{entry.name}".lstrip("/")
                 yield run, Path(entry.path)
                 if depth + 1 < DEEPEST and not entry.is_symlink():
@@ -154,29 +154,43 @@ def _entries(folder: Path) -> "list[os.DirEntry[str]]":
 
 
 def _is_checkpoint(entry: "os.DirEntry[str]") -> bool:
-    if not entry.is_dir():
+    if not _is_folder(entry):
         return False
     if entry.name.lower() in _WORDS:
         return _has_weights(Path(entry.path))
     return _NUMBERED.fullmatch(entry.name) is not None
 
 
+def _is_folder(entry: "os.DirEntry[str] | Path") -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself, or to where nobody may look
+        return False
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # the same
+        return False
+
+
 def _is_gguf(entry: "os.DirEntry[str]") -> bool:
-    return entry.name.lower().endswith(".gguf") and entry.is_file()
+    return entry.name.lower().endswith(".gguf") and _is_file(Path(entry.path))
 
 
 def _has_weights(path: Path) -> bool:
-    return path.is_file() or any(entry.name.endswith(_WEIGHTS) for entry in _entries(path))
+    return _is_file(path) or any(entry.name.endswith(_WEIGHTS) for entry in _entries(path))
 
 
 def _read(path: Path, run: str, name: str) -> Checkpoint:
-    match = _NUMBERED.search(path.stem if path.is_file() else path.name)
+    match = _NUMBERED.search(path.stem if _is_file(path) else path.name)
     unit = _UNITS.get(match[1].lower(), "steps") if match else ""
     step = int(match[2]) if match else None
     state = path / _STATE
-    if unit in ("", "epochs") and state.is_file():
+    if unit in ("", "epochs") and _is_file(state):
         unit, step = "steps", _global_step(state)
-    return Checkpoint(run, name, path, step, unit, _modified(state if state.is_file() else path))
+    return Checkpoint(run, name, path, step, unit, _modified(state if _is_file(state) else path))
 
 
 def _global_step(state: Path) -> int | None:

@@ -128,6 +128,8 @@ def test_what_is_no_checkpoint_is_not_listed(runs: Path) -> None:
     trained(runs / "run" / "tmp-checkpoint-5")
     (runs / "run" / "best").mkdir()
     (runs / "run" / "checkpoint-9").write_text("a file")
+    for name in ("self", "run/checkpoint-6", "run/checkpoint-7.gguf", "run/last"):
+        (runs / name).symlink_to(runs / name)
     assert checkpoints.everything([runs]) == []
 
 
