@@ -1,7 +1,9 @@
 """A model in the cache by what people write: its name, the end of that, a digest. Knows no other places."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import copy
 from dataclasses import replace
+from typing import NamedTuple
 
 from mdl.adopting import adopt
 from mdl.errors import UsageError
@@ -16,6 +18,14 @@ SHORTEST_PIN = 7  # of a commit
 Choose = Callable[[str, Sequence[str]], int | None]  # a question and its answers; which one, or None
 
 
+class _Candidate(NamedTuple):
+    """What a short name may mean: its name from the host on, and that with the version, in small letters."""
+
+    reference: Reference
+    name: str
+    folder: str
+
+
 class Cached:
     """The models of a cache, by name.
 
@@ -27,6 +37,13 @@ class Cached:
         self._store = store
         self._hosts = hosts
         self._choose = choose
+        self._walked: tuple[_Candidate, ...] | None = None
+
+    def at_once(self) -> "Cached":
+        """The same for many names, for which the cache is walked once: it is taken to stay as it is."""
+        found = copy(self)
+        found._walked = tuple(self._names())
+        return found
 
     def find(self, text: str, steps: Steps) -> Model | None:
         """What a string names here. Raises UsageError for what cannot be a name, or may be several models."""
@@ -34,7 +51,11 @@ class Cached:
             return self._by_digest(text.removeprefix("sha256:"), steps)
         reference = Reference.parse(text)
         found = self._named(reference, text, steps)
-        if (found is None or found.folder == self._store.tree) and adopt(self._store):
+        if (
+            (found is None or found.folder == self._store.tree)
+            and self._walked is None
+            and adopt(self._store)
+        ):
             found = self._named(reference, text, steps)
         if found is not None:
             where = f"{found.card}, not downloaded" if found.is_absent else found.folder
@@ -92,9 +113,7 @@ class Cached:
         wanted = f"/{path.rstrip('/')}"
         version = reference.version if colon else None
         found: dict[Reference, Model] = {}
-        for candidate, _ in self._store.names():
-            name = f"/{candidate.host}/{candidate.path}"
-            folder = f"{name}/{candidate.version}".casefold()
+        for candidate, name, folder in self._names():
             if name.endswith(wanted):
                 asked = candidate.with_version(version, reference.pin)
             elif not colon and folder.endswith(wanted.casefold()):
@@ -104,6 +123,9 @@ class Cached:
             if candidate.model not in found and (model := self._version(asked)):
                 found[candidate.model] = model
         return self._decided(text, found, steps) if found else None
+
+    def _names(self) -> Iterable[_Candidate]:
+        return map(_candidate, self._store.names()) if self._walked is None else self._walked
 
     def _decided(self, text: str, found: Mapping[Reference, Model], steps: Steps) -> Model:
         """One of several models; raises UsageError, with their names, where nothing decides."""
@@ -122,6 +144,12 @@ class Cached:
         """How early in the order of the user's hosts a model comes."""
         places = self._hosts
         return next((i for i, place in enumerate(places) if f"{name}/".startswith(f"{place}/")), len(places))
+
+
+def _candidate(found: tuple[Reference, object]) -> _Candidate:
+    reference, _ = found
+    name = f"/{reference.host}/{reference.path}"
+    return _Candidate(reference, name, f"{name}/{reference.version}".casefold())
 
 
 def names_version(text: str, model: Model) -> bool:

@@ -76,10 +76,36 @@ def users() -> Shelf:
         return Shelf((), (failure,))
     for path in paths:
         try:
-            written += read(path)
+            written += _read(path)
         except MdlError as failure:
             failures.append(failure)
     return Shelf(tuple(written), tuple(failures))
+
+
+def _read(path: Path) -> tuple[Written, ...]:
+    """The profiles of a file, read once for as long as it is the same, and what their templates come from."""
+    before, written = _kept.get(path, ((), ()))
+    now = _statuses(path, written)
+    if not before or now != before:
+        written = tuple(read(path))
+        _kept[path] = _statuses(path, written), written
+    return written
+
+
+_kept: "dict[Path, tuple[tuple[object, ...], tuple[Written, ...]]]" = {}
+
+
+def _statuses(path: Path, written: Iterable[Written]) -> tuple[object, ...]:
+    """What tells whether files are the same; for one that is not there something that never is."""
+    return tuple(map(_status, (path, *(place for each in written for place in each.beside))))
+
+
+def _status(path: Path) -> object:
+    try:
+        found = path.stat()
+    except OSError:
+        return object()
+    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def shipped() -> Shelf:
@@ -141,7 +167,8 @@ def files() -> list[Path]:
     """The files of the user's profiles. Raises DiskError."""
     place = folder()
     try:
-        found = sorted(path for path in place.iterdir() if path.suffix == ".toml" and path.name[0] != ".")
+        paths = (path for path in place.iterdir() if path.suffix == ".toml" and path.name[0] != ".")
+        found = sorted(paths, key=lambda path: path.name)
     except FileNotFoundError:
         return []
     except OSError as error:
@@ -149,10 +176,14 @@ def files() -> list[Path]:
     return found[:MOST_FILES]
 
 
-def names() -> list[str]:
-    """All names that profiles give to models."""
-    found = (name for written in users().written if written.models for name in written.names)
-    return list(dict.fromkeys(found))
+def names() -> dict[str, list[str]]:
+    """All names that profiles give to models, each with the references of those that it may stand for."""
+    found: dict[str, list[str]] = {}
+    for written in users().written:
+        references = [each.reference for each in written.models if each.reference is not None]
+        for name in written.names if written.models else ():
+            found.setdefault(name, []).extend(references)
+    return found
 
 
 def find(title: str) -> Written:

@@ -62,6 +62,7 @@ class Written:
     models: tuple[Condition, ...] = ()
     paths: tuple[str, ...] = ()
     shipped: bool = False
+    beside: tuple[Path, ...] = ()  # files from which its templates came
 
 
 def read(path: Path) -> list[Written]:
@@ -185,6 +186,7 @@ class _Reader:
     ) -> None:
         self._text, self._source, self._folder, self._begin = text, source, folder, begin
         self._shipped = shipped
+        self._beside: list[Path] = []
         if not isinstance(fields, Mapping):
             raise UsageError(f"{source} is no table", hint="write it below [[profile]]")
         self._fields = fields
@@ -214,6 +216,7 @@ class _Reader:
             models=self.models(),
             paths=self.paths(),
             shipped=self._shipped,
+            beside=tuple(self._beside),
         )
 
     def title(self) -> str:
@@ -281,8 +284,9 @@ class _Reader:
             self.fail(f"{name}_file", f"cannot go with {name}")
         if beside is None:
             return inline
+        self._beside.append(self.path(f"{name}_file", beside))
         try:
-            return load(self.path(f"{name}_file", beside))
+            return load(self._beside[-1])
         except MdlError as failure:
             raise UsageError(f"{self.where(f'{name}_file')}{failure.message}", hint=failure.hint) from None
 

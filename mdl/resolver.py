@@ -38,6 +38,12 @@ class Resolver:
         found._paths = False
         return found
 
+    def at_once(self) -> "Resolver":
+        """The same for many names, for which the cache is walked once: it is taken to stay as it is."""
+        found = copy(self)
+        found._cached = self._cached.at_once()
+        return found
+
     def resolve(self, text: str, asked: "Asked | None" = None) -> Resolution:
         """Decide what a string names: a path, an alias, the cache, what ships with mdl, a remote source, in
         this order. A name of a profile may stand for another model where somebody `asked` in a certain way.
@@ -63,13 +69,24 @@ class Resolver:
         from mdl import profilefile
 
         found = {}
-        for name in self.names():
+        for name in self._of_apis():
             target = self._settings.aliases.get(name)
             meant = None if target else profilefile.meant(name, profilefile.Asked(), self)
             model = self.found(target) if target else meant and meant.model
             if model is not None and model.is_api:
                 found[name] = model
         return found
+
+    def _of_apis(self) -> list[str]:
+        """Those of the user's names that may stand for models of APIs: as a rule few, and told by an address.
+        The others are looked for only where a model.json in the cache says that an API runs its model."""
+        from mdl import profilefile
+
+        aliases = {name: [target] for name, target in self._settings.aliases.items()}
+        named = {**aliases, **profilefile.names(), **aliases}  # in this order
+        if named and any(model.is_api for model in self._store.models()):
+            return list(named)
+        return [name for name, texts in named.items() if any(map(_is_elsewhere, texts))]
 
     def explain(self, text: str) -> tuple[Resolution, MdlError | None]:
         """The same, with the steps that were taken even where `resolve` raises, and what it raises."""
@@ -165,7 +182,7 @@ class Resolver:
 
     def _look_at_api(self, text: str, steps: Steps) -> Model | None:
         """A model that others run, which is named by its address alone."""
-        if not text.lower().startswith(tuple(f"{scheme}://" for scheme in APIS)):
+        if not _is_api(text):
             return None
         reference = Reference.parse(text)
         steps.append(Step("api", "found", f"{reference.api_parts[1]}, which {reference.host} runs"))
@@ -227,6 +244,16 @@ class Resolver:
             with contextlib.suppress(UsageError):
                 found.append(Reference.parse(f"{place}/{text}"))
         return found
+
+
+def _is_api(text: str) -> bool:
+    """Whether it names a model by the address of the API that runs it."""
+    return text.lower().startswith(tuple(f"{scheme}://" for scheme in APIS))
+
+
+def _is_elsewhere(text: str) -> bool:
+    """Whether what it names may be a model of an API that is not in the cache."""
+    return _is_api(text) or _is_written_as_path(text)
 
 
 def of_checkpoint(found: "Checkpoint") -> Model:

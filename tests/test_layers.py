@@ -30,7 +30,7 @@ ALLOWED = {
     "server": {
         *("__init__", "catalog", "config", "documents", "engine", "fetch", "gguf", "inspection", "layers"),
         *("library", "machine", "memory", "model", "placement", "profilefile", "profiles", "reference"),
-        *("remote", "resolution", "runnable", "server", "upstream", "weights"),
+        *("remote", "resolution", "resolver", "runnable", "server", "upstream", "weights"),
     },
     "library": {
         *("adopting", "cached", "card", "carded", "checkpoints", "config", "describing", "disk"),

@@ -209,6 +209,16 @@ def test_a_model_is_found_by_its_full_and_by_its_short_name(library: Library, he
     assert library.resolve(text).model == planted
 
 
+def test_many_names_are_found_with_one_look_at_the_cache(library: Library, here: Path) -> None:
+    planted = plant(library, "quay.io/ai-lab/models/granite-7b-lab:v1.1")
+    resolver = library.resolver.at_once()
+    later = plant(library, "quay.io/ai-lab/models/merlinite-7b-lab:v1.1")
+    assert resolver.resolve("granite-7b-lab").model == planted
+    assert resolver.resolve("merlinite-7b-lab").model is None
+    assert resolver.resolve("quay.io/ai-lab/models/merlinite-7b-lab:v1.1").model == later
+    assert library.resolve("merlinite-7b-lab").model == later
+
+
 @pytest.mark.parametrize(
     "text", ["granite-7b", "lab", "-lab", "7b-lab:v1.1", "granite-7b-lab:v1", "granite-7b-lab:v1.10"]
 )

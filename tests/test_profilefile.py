@@ -659,6 +659,24 @@ def test_a_file_may_be_as_windows_writes_it(place: Callable[..., Path]) -> None:
     assert [written.names for written in profilefile.users().written] == [("x",)]
 
 
+def test_a_profile_is_read_once_for_as_long_as_it_and_its_template_are_the_same(
+    place: Callable[..., Path], tmp_path: Path
+) -> None:
+    beside = tmp_path / "config/profiles/a.jinja"
+    place(a='chat_template_file = "a.jinja"', b='system = "B"')
+    beside.write_text("one")
+    [first, other] = profilefile.users().written
+    assert first.profile.template == "one"
+    assert all(same is known for same, known in zip(profilefile.users().written, (first, other), strict=True))
+    beside.write_text("other")
+    [changed, same] = profilefile.users().written
+    assert (changed.profile.template, same is other) == ("other", True)
+    place(b='system = "C"')
+    assert profilefile.users().written[1].profile.system == "C"
+    beside.unlink()
+    assert [len(shelf) for shelf in profilefile.users()] == [1, 1]
+
+
 def test_prefixes_are_written_before_each_turn(tmp_path: Path) -> None:
     tricky = "{{ 'U' }}\\n\"' é🦀 {% raw %}: "
     template = prefixed({"user": tricky, "assistant": "A: ", "system": "S: "})

@@ -15,6 +15,7 @@ from mdl.model import Model
 from mdl.profilefile import Asked
 from mdl.profiles import Profile
 from mdl.reference import show
+from mdl.resolver import Resolver
 from mdl.server.failure import Refused
 from mdl.server.remembered import Remembered
 from mdl.weights import Weights
@@ -101,18 +102,18 @@ class Names:
     def _is_served(self, model: Model) -> bool:
         return not self.served or key(model) in map(key, self.served.values())
 
-    def _find(self, name: str, path: str = "") -> Model:
-        model = self._resolved(name, path)
+    def _find(self, name: str, path: str = "", resolver: Resolver | None = None) -> Model:
+        model = self._resolved(name, path, resolver or self._library.resolver)
         if not self._is_served(model):
             raise NotFound(f"{show(name)} is not served here", hint=f"served: {', '.join(self.served)}")
         return model
 
-    def _resolved(self, name: str, path: str) -> Model:
+    def _resolved(self, name: str, path: str, resolver: Resolver) -> Model:
         # A client has no business with the files beside the server, not even whether they are there.
         if name.startswith(PATHS):
             raise _missing(name)
         try:
-            resolution = self._library.resolver.resolve(name, Asked(path, self._is_served, self.loaded))
+            resolution = resolver.resolve(name, Asked(path, self._is_served, self.loaded))
         except (NotFound, UnsupportedModel):
             raise _missing(name) from None
         except UsageError as error:
@@ -137,9 +138,10 @@ class Names:
 
     def _all(self) -> dict[str, Model]:
         found = dict(self.served or self._here())
-        for name in self._library.resolver.names():
+        resolver = self._library.resolver.at_once()
+        for name in resolver.names():
             with suppress(MdlError):  # what it stands for is not here
-                found.setdefault(name, self._find(name))
+                found.setdefault(name, self._find(name, "", resolver))
         return found
 
     def _here(self) -> dict[str, Model]:
