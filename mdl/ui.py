@@ -85,7 +85,9 @@ def error(failure: MdlError, *, json: bool) -> None:
 def refused(failure: OSError, *, json: bool) -> int:
     """The exit code for what the system refused where nobody expected it, told like any failure."""
     if failure.filename:
-        told: MdlError = DiskError(f"{failure.strerror}: {failure.filename}", hint="check its permissions")
+        is_gone = isinstance(failure, FileNotFoundError)
+        hint = "something may have removed it meanwhile: try again" if is_gone else "check its permissions"
+        told: MdlError = DiskError(f"{failure.strerror}: {failure.filename}", hint=hint)
     else:
         told = _unwritable(failure)
     error(told, json=json)

@@ -16,7 +16,7 @@ from pathlib import Path
 import ggufmaker
 import pytest
 from chaos import chaos
-from faults import Place, Ran, ended, lying_locks, mounted, promised
+from faults import Place, Point, Ran, ended, lying_locks, mounted, promised, strike
 from hub import Hub
 from test_faults import FULL
 
@@ -114,6 +114,14 @@ def test_cleaning_all_the_time_takes_nothing_from_downloads(place: Place, hub: H
     assert len(every) > 2
     assert hub.sent["cdn"] == len(WEIGHTS)
     assert place.contents() == promised({name: ALL[name] for name in NAMES[:3]})
+
+
+def test_what_vanishes_while_it_is_looked_at_is_not_blamed_on_permissions(place: Place) -> None:
+    file = (place.library.download(NAME).folder / "name0-Q8_0.gguf").relative_to(place.cache)
+    ran, struck = strike(place, Point("openat", 1, (file.as_posix(),)), "ENOENT", "inspect", NAME)
+    assert struck
+    assert ran.code == 7
+    assert ran.error[1] == "something may have removed it meanwhile: try again"
 
 
 # Holding
