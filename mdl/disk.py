@@ -80,9 +80,16 @@ def entries_of(folder: Path) -> "list[os.DirEntry[str]]":
 
 def subfolders_of(folder: Path) -> list[Path]:
     try:
-        return [Path(entry.path) for entry in os.scandir(folder) if entry.is_dir()]
+        return [Path(entry.path) for entry in os.scandir(folder) if is_folder(entry)]
     except OSError:
         return []
+
+
+def is_folder(entry: "os.DirEntry[str]") -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself, or to where nobody may look
+        return False
 
 
 def is_same(one: Path, other: Path) -> bool:

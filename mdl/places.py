@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from mdl.disk import entries_of
+from mdl.disk import entries_of, is_folder
 from mdl.filename import role, split_of
 from mdl.model import METADATA_NAME
 
@@ -48,7 +48,7 @@ def walk(folder: Path, depth: int, *, inside: bool = False) -> Iterator[Place]:
     is_tree = depth == DEEPEST  # the tree itself is no model
     entries = entries_of(folder)
     mark = "" if is_tree else mark_of(entries)
-    inner = [entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir()]
+    inner = [entry.name for entry in entries if not entry.name.startswith(".") and is_folder(entry)]
     if not mark and not inner:  # perhaps what was replaced by a new version while we looked
         entries = entries_of(folder)
         mark = "" if is_tree else mark_of(entries)
@@ -68,7 +68,7 @@ def mark_of(entries: "Iterable[os.DirEntry[str]]") -> str:
         if entry.name == METADATA_NAME:
             return entry.name
         suffix = "." + entry.name.rpartition(".")[2]
-        if suffix not in found and suffix in _MARKS and not entry.is_dir():
+        if suffix not in found and suffix in _MARKS and not is_folder(entry):
             found[suffix] = entry.name
         named = named or (suffix == ".json" and entry.name == CARD_NAME)
     if named:
@@ -99,7 +99,7 @@ def _pieces_in(entries: "Iterable[os.DirEntry[str]]", *, is_tree: bool = False) 
         if name[:-5] in weights or _tells_a_source(entry)
     }
     if is_tree or (cards and CARD_NAME not in files):
-        cards = {stem: name for stem, name in {**weights, **cards}.items() if not files[name].is_dir()}
+        cards = {stem: name for stem, name in {**weights, **cards}.items() if not is_folder(files[name])}
     return dict(sorted(cards.items()))
 
 
@@ -110,9 +110,9 @@ def _stem(name: str) -> str:
 
 def _tells_a_source(entry: "os.DirEntry[str]") -> bool:
     """Whether a JSON file, which has no weights of its name beside it, may tell where to get some."""
-    if not entry.is_file():  # a pipe would keep who opens it waiting
-        return False
     try:
+        if not entry.is_file():  # a pipe would keep who opens it waiting
+            return False
         with Path(entry.path).open("rb") as file:
             head = file.read(_HEAD)
     except OSError:

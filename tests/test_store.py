@@ -224,6 +224,17 @@ def test_nonsense_about_damage_leads_nowhere(store: Store, damaged: str) -> None
     assert [listed.reference for listed in store.models()] == [model.reference]
 
 
+def test_a_link_to_itself_damages_what_it_is_in_and_nothing_else(store: Store) -> None:
+    model = add(store, "quay.io/org/whole:v1")
+    (store.tree / "quay.io" / "org" / "torn").mkdir()
+    for name in ("self", "torn/weights.gguf", "torn/.metadata"):
+        path = store.tree / "quay.io" / "org" / name
+        path.symlink_to(path)
+    found = {each.folder.name: bool(each.problem) for each in store.models()}
+    assert found == {"v1": False, "torn": True}
+    assert store.versions(model.reference) == [model]
+
+
 def test_a_damaged_index_costs_time_and_nothing_else(store: Store) -> None:
     model = add(store, "o/a:1")
     assert store.models() == [model]
