@@ -18,7 +18,8 @@ from mdl.profiles import Profile, merged
 
 Kind = Literal["setting", "parameter"]
 MOST = 200  # names in one place; llama.cpp's server has some hundred
-LONGEST_NUMBER = 40  # characters
+LONGEST_NUMBER = LONGEST_NAME = 40  # characters
+SURE = 0.85  # how like a known name one is that was meant to be it, and not another tool's own
 _TRUE, _FALSE = {"true", "yes", "on", "1", "enabled"}, {"false", "no", "off", "0", "disabled"}
 
 
@@ -54,8 +55,13 @@ def find(name: str) -> Name | None:
 
 def nearest(name: str) -> str:
     """A hint for a name that is not known."""
-    near = difflib.get_close_matches(_plain(name), _BY_SPELLING, n=1, cutoff=0.6)
-    return f"did you mean {_BY_SPELLING[near[0]].name}?" if near else "mdl inspect MODEL --settings has all"
+    near = _nearest(name, 0.6)
+    return f"did you mean {near.name}?" if near else "mdl inspect MODEL --settings has all"
+
+
+def _nearest(name: str, cutoff: float) -> Name | None:
+    near = difflib.get_close_matches(_plain(name[:LONGEST_NAME]), _BY_SPELLING, n=1, cutoff=cutoff)
+    return _BY_SPELLING[near[0]] if near else None
 
 
 def _one(name: str, value: Any, where: str, lenient: bool) -> Profile:
@@ -64,9 +70,12 @@ def _one(name: str, value: Any, where: str, lenient: bool) -> Profile:
     if known is None and _plain(name) in _WITHOUT_EFFECT:
         return Profile(ignored=(shown,))
     if known is None:
-        if lenient:
-            return Profile(ignored=(shown,))
-        raise UsageError(f"{where}: {shown} is no setting and no parameter", nearest(name))
+        unknown = f"{where}: {shown} is no setting and no parameter"
+        if not lenient:
+            raise UsageError(unknown, nearest(name))
+        if (meant := _nearest(name, SURE)) is not None:
+            return Profile(notes=(f"{unknown}: did you mean {meant.name}?",))
+        return Profile(ignored=(shown,))
     if value is None:
         return Profile()
     try:

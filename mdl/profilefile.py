@@ -139,10 +139,15 @@ def matching(
     own = [written for written in shelf.written if not written.shipped]
     defaults = [written for written in shelf.written if written.shipped]
     found = _fitting(own, model, name, path, here)
-    notes = tuple(f"a profile is left out: {failure.message}" for failure in shelf.failures)
+    notes = tuple(map(left_out, shelf.failures))
     if notes:
         found.append(Written("", "", Profile(notes=notes)))
     return _sourced(_fitting(defaults, model, name, path)), _sourced(found)
+
+
+def left_out(failure: MdlError) -> str:
+    """What to tell of a profile that cannot be read."""
+    return f"a profile is left out: {failure.message}"
 
 
 def _sourced(found: Iterable[Written]) -> Sourced:

@@ -220,6 +220,19 @@ def test_parameters_of_a_model_json_change_the_answer(mdl: Mdl, tmp_path: Path) 
     assert mdl("chat", "two/short", question).stdout.strip() == "The"
 
 
+def test_what_of_a_model_json_cannot_be_used_is_told(mdl: Mdl, tmp_path: Path) -> None:  # noqa: F811
+    folder = tmp_path / "home/models/mine"
+    folder.mkdir(parents=True)
+    shutil.copy(DEMO, folder / "x.gguf")
+    (folder / "model.json").write_text('{"temperature": "hot", "parameters": {"max_token": 3}}')
+    done = mdl("chat", "mine", "What is 2 plus 2?", "--temperature", "0")
+    assert (done.stdout, done.stderr) == (
+        "2 plus 2 is 4.\n",
+        "model.json: temperature cannot be 'hot'\n"
+        "model.json: max_token is no setting and no parameter: did you mean max_tokens?\n",
+    )
+
+
 # One folder with a JSON for each quantization, or a folder for each
 
 
@@ -475,7 +488,8 @@ def test_a_source_url_that_is_none_is_an_error(library: Library, source: str) ->
 def test_what_is_only_json_is_inspected_and_removed(mdl: Mdl, tmp_path: Path) -> None:  # noqa: F811
     folder = tmp_path / "home/models/far"
     folder.mkdir(parents=True)
-    (folder / "model.json").write_text(EXAMPLE)
+    (folder / "model.json").write_text(EXAMPLE.replace('"metadata": {', '"metadata": {"\\u001b[2J": 1,', 1))
+    assert "\x1b" not in mdl("inspect", "far").stdout
     shown = documents(mdl("inspect", "far", "--json"))
     assert (shown["state"], shown["model_json"]["name"]) == ("not-downloaded", "Demo")
     assert "source_url    https://huggingface.co/org/demo-GGUF" in mdl("inspect", "far").stdout

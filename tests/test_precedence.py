@@ -79,9 +79,12 @@ def test_unknown_and_impossible_values_are_errors_with_the_nearest_name(
 
 
 def test_files_of_others_are_read_as_far_as_they_go() -> None:
-    found = parameters.profile({"temperature": "hot", "top_k": 20, "colour": 1}, "model.json", lenient=True)
-    assert found == Profile(
-        sampling={"top_k": 20}, ignored=("colour",), notes=("model.json: temperature cannot be 'hot'",)
+    written = {"temperature": "hot", "top_k": 20, "colour": 1, "temprature": 0.5}
+    found = parameters.profile(written, "model.json", lenient=True)
+    assert (found.sampling, found.ignored) == ({"top_k": 20}, ("colour",))
+    assert found.notes == (
+        "model.json: temperature cannot be 'hot'",
+        "model.json: temprature is no setting and no parameter: did you mean temperature?",
     )
 
 

@@ -625,7 +625,7 @@ def test_a_broken_profile_is_an_error_of_check_and_a_warning_elsewhere(
     assert "bad.toml, line 1: 'sistem' is no field of a profile\ndid you mean system?" in checked.stderr
     answered = mdl("chat", "gpt-4", QUESTION)
     assert (answered.returncode, answered.stdout.strip()) == (0, QUIET)
-    assert "bad.toml, line 1" in answered.stderr
+    assert answered.stderr.count("bad.toml, line 1") == 1
     notes = document(mdl("inspect", "demo", "--settings", "--json"))["notes"]
     assert any("bad.toml, line 1" in note for note in notes)
 

@@ -110,7 +110,8 @@ def _show_absent(model: "ModelRecord", *, json: bool) -> None:
     rows = {**card, **about, "file": str(model.card)}
     for label, value in rows.items():
         if value not in ({}, []):
-            ui.out(f"{label:<13} {ui.inert(str(value), one_line=True)}")
+            label, text = (ui.inert(str(each), one_line=True) for each in (label, value))
+            ui.out(f"{label:<13} {text}")
     ui.talk(
         f"mdl download {model.reference} fetches it; mdl inspect --remote {model.reference} asks its source"
     )

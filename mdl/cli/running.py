@@ -14,7 +14,7 @@ from mdl.cli.options import ContextSize, Json, ModelOption, Offline, Pull
 from mdl.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from mdl.chat.speaker import Speaker
     from mdl.engine import Engine
@@ -105,13 +105,16 @@ def chat(
     with ExitStack() as leases, Engine(starts=not _is_address(name)) as first:
         asked = _with_piped(prompt)
         library = options.open_library(pull=pull, offline=offline)
-        tell_of_profiles()
+        told = tell_of_profiles()
 
         def open_model(text: str, started: Engine | None = None) -> "tuple[Speaker, Profile]":
             found = _found(library, text)
             if found.is_api:
-                return _at_api(library, found, text, given, only_here)
+                speaker, profile = _at_api(library, found, text, given, only_here)
+                _tell(profile.notes, told)
+                return speaker, profile
             files, profile = held_files(library, text, adapter or [], leases, found)
+            _tell(profile.notes, told)
             local = started or Engine()
             load(local, files, profile.engine_settings(settings), library)
             return local, profile
@@ -133,12 +136,21 @@ def chat(
         return converse(engine, chosen, open_model, lambda: sorted(complete.models("")))
 
 
-def tell_of_profiles() -> None:
-    """What is wrong with the user's profiles does not end what works without them."""
+def tell_of_profiles() -> set[str]:
+    """What is wrong with the user's profiles does not end what works without them. What was told."""
     from mdl import profilefile
 
-    for failure in profilefile.users().failures:
-        ui.talk(f"a profile is left out: {failure.message}")
+    told: set[str] = set()
+    _tell((profilefile.left_out(failure) for failure in profilefile.users().failures), told)
+    return told
+
+
+def _tell(notes: "Iterable[str]", told: set[str]) -> None:
+    """What of the files about a model could not be used, each once."""
+    for note in notes:
+        if note not in told:
+            told.add(note)
+            ui.talk(ui.inert(note, one_line=True))
 
 
 def load(engine: "Engine", files: "EngineFiles", settings: "EngineSettings", library: "Library") -> None:
@@ -319,13 +331,13 @@ def serve(
     mdl serve qwen3:4b --api-key sk-1 --host 0.0.0.0    one, for who has the key
     mdl serve --api-key sk-1=gpt-4 --api-key sk-2=demo  to each key its model
     """
-    from mdl import runnable
+    from mdl import layers, runnable
     from mdl.progress import watch
     from mdl.server.options import ServeOptions
     from mdl.server.run import serve as run_server
 
     library = options.open_library(pull=pull, offline=offline, memory=memory, ask=False)
-    tell_of_profiles()
+    told = tell_of_profiles()
     names = (*(models or []), *(model or []))
     key, keys = _keys(api_key or [], library.settings.api_key)
     given = tuple(model for _, model in keys if model and model not in names)
@@ -337,6 +349,7 @@ def serve(
             if found.is_api and not adapters:
                 continue
             weights = runnable.for_engine(found)
+            _tell(layers.of(library, found, weights, name).merged().notes, told)
             find = partial(library.get, watch=watched)
             runnable.adapters_for(library.store, found, weights, adapters, find, leases)
     chosen = ServeOptions(
