@@ -303,6 +303,23 @@ main()
     assert (done.returncode, done.stdout, done.stderr) == (130, b"", b"")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["chat", "demo", "--temp", "1"], "No such option: --temp\nhere it is --temperature"),
+        (["serve", "--ctx-size=64"], "No such option: --ctx-size\nhere it is --ctx"),
+        (["bench", "demo", "--n-gpu-layers", "9"], "No such option: --n-gpu-layers\nhere it is --gpu-layers"),
+        (["chat", "demo", "--min-p", "1"], "No such option: --min-p\nMDL_MIN_P sets it, or a profile"),
+        (["list", "--temp"], "No such option: --temp (Possible options: --help)\n"),
+        (["chat", "demo", "--temperature"], "Option '--temperature' requires an argument.\n"),
+    ],
+)
+def test_an_option_of_other_tools_is_answered_with_ours(mdl: Mdl, arguments: list[str], told: str) -> None:
+    done = mdl(*arguments)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"mdl: {told}")
+
+
 @pytest.mark.parametrize("wanted", [["zzz"], ["--filter", "size>1TB"]])
 def test_a_list_in_which_nothing_is_like_what_was_asked_for_says_so(
     mdl: Mdl, repository: Mapping[str, bytes], wanted: Sequence[str]

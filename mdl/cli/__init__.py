@@ -3,7 +3,7 @@
 import signal
 import sys
 from importlib import import_module
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -83,6 +83,21 @@ def _terminated(number: int, _: object) -> NoReturn:
     raise SystemExit(128 + number)
 
 
+def _refusal(failure: typer.TyperException) -> UsageError:
+    """What typer refuses, in our words where the option is one that other tools have."""
+    context: Any = getattr(failure, "ctx", None)
+    if context and hasattr(failure, "possibilities"):  # no such option
+        from mdl.parameters import find
+
+        known = find(getattr(failure, "option_name", ""))
+        flags = {flag for param in context.command.params for flag in param.opts}
+        if known and "--gpu-layers" in flags:
+            flag = "--ctx" if known.name == "context" else f"--{known.name.replace('_', '-')}"
+            variable = f"MDL_{known.name.upper()} sets it, or a profile: mdl profile new"
+            return UsageError(failure.message, hint=f"here it is {flag}" if flag in flags else variable)
+    return UsageError(failure.format_message(), hint=f"{context.command_path if context else 'mdl'} --help")
+
+
 def run(arguments: list[str] | None = None) -> int:
     """The exit code of a command line. What went wrong is told here, once."""
     arguments = sys.argv[1:] if arguments is None else arguments
@@ -99,12 +114,10 @@ def run(arguments: list[str] | None = None) -> int:
         ui.error(failure, json=json)
         return failure.code
     except typer.TyperException as failure:
-        context = getattr(failure, "ctx", None)
-        command = context.command_path if context else "mdl"
-        if context and not arguments:  # no command at all: help, as everybody does
+        if getattr(failure, "ctx", None) and not arguments:  # no command at all: help, as everybody does
             ui.talk(failure.format_message())
-            return failure.exit_code
-        ui.error(UsageError(failure.format_message(), hint=f"{command} --help"), json=json)
+        else:
+            ui.error(_refusal(failure), json=json)
         return failure.exit_code
     except OSError as failure:
         return ui.refused(failure, json=json)
