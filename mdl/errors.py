@@ -16,6 +16,8 @@ MdlError            1  anything else that is not a bug
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+OFFLINE = "leave out --offline, or see what else says so: mdl config show"  # a hint
+
 
 class MdlError(Exception):
     """A failure that a person can act on: one line for the cause, one for what to do. `field` is what of a

@@ -12,7 +12,7 @@ from mdl.adopting import adopt
 from mdl.cached import Choose, names_version
 from mdl.config import Settings
 from mdl.describing import describe
-from mdl.errors import AuthError, NetworkError, NotFound, UnsupportedModel, UsageError
+from mdl.errors import OFFLINE, AuthError, NetworkError, NotFound, UnsupportedModel, UsageError
 from mdl.model import Manifest, Model
 from mdl.reference import Reference, show
 from mdl.resolution import Resolution, unknown
@@ -259,7 +259,7 @@ class Library:
         if self._is_out_of_reach(reference):
             raise NotFound(
                 f"{reference} cannot be fetched: mdl is offline",
-                hint="leave out --offline, or unset HF_HUB_OFFLINE",
+                hint=OFFLINE,
             )
         return transports.load(reference, self.settings)
 

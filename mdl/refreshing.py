@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
 
-from mdl.errors import DiskError, IntegrityError, NotFound, UnsupportedModel, UsageError
+from mdl.errors import OFFLINE, DiskError, IntegrityError, NotFound, UnsupportedModel, UsageError
 from mdl.reference import ONLY, Reference, show
 from mdl.remote import Client, Limits, Remote, Trust, is_among, refusal
 from mdl.transports import artifact
@@ -31,7 +31,7 @@ def fetch(address: str, settings: "Settings", title: str, most: int) -> bytes:
     if settings.offline:
         raise NotFound(
             f"{_named(address)} cannot be fetched: mdl is offline",
-            hint="leave out --offline, or unset HF_HUB_OFFLINE",
+            hint=OFFLINE,
         )
     if address.startswith(("oci://", "docker://")):
         return _from_registry(Reference.parse(address), settings, title, most)

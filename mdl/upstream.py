@@ -14,7 +14,16 @@ from urllib.parse import quote
 from mdl import config, credentials
 from mdl.config import Settings
 from mdl.credentials import Credentials
-from mdl.errors import AuthError, MdlError, NetworkError, NotFound, TooLong, UnsupportedModel, UsageError
+from mdl.errors import (
+    OFFLINE,
+    AuthError,
+    MdlError,
+    NetworkError,
+    NotFound,
+    TooLong,
+    UnsupportedModel,
+    UsageError,
+)
 from mdl.model import Model
 from mdl.reference import Reference, show
 from mdl.remote import PASSING, Client, Limits, Remote, Trust
@@ -87,7 +96,7 @@ def of(model: Model, settings: Settings) -> Upstream:
     if not model.is_api:
         raise UnsupportedModel(f"{model.reference} runs here, and not at an API")
     if settings.offline:
-        raise NotFound(f"{model.reference} cannot be asked: mdl is offline", hint="leave out --offline")
+        raise NotFound(f"{model.reference} cannot be asked: mdl is offline", hint=OFFLINE)
     return at(reference_of(model), settings)
 
 

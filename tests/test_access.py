@@ -187,6 +187,23 @@ def test_a_token_of_hugging_face_is_kept_where_its_own_tools_look(mdl: Mdl, hub:
     assert not token.exists()
 
 
+@pytest.mark.parametrize("name", ["huggingface.co", "api.openai.com", "quay.io"])
+def test_offline_nobody_is_asked_whether_credentials_are_right(
+    environment: dict[str, str], mdl: Mdl, hub: Hub, name: str
+) -> None:
+    environment["MDL_OFFLINE"] = "1"
+    done = mdl("login", name, "--password-stdin", stdin="secret\n")
+    assert (done.returncode, hub.seen) == (3, [])
+    assert f"{name} cannot be asked who you are: mdl is offline\n" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["huggingface.co", "api.openai.com"])
+def test_a_user_is_named_only_where_there_are_users(mdl: Mdl, hub: Hub, name: str) -> None:
+    done = mdl("login", name, "--user", "me", "--password-stdin", stdin="secret\n")
+    assert (done.returncode, hub.seen) == (2, [])
+    assert "leave out --user" in done.stderr
+
+
 def test_what_others_have_stored_is_said_and_left_alone(mdl: Mdl, tmp_path: Path) -> None:
     file = tmp_path / "docker" / "config.json"
     file.parent.mkdir()

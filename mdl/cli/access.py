@@ -8,7 +8,7 @@ import typer
 
 from mdl import ui
 from mdl.cli.options import Authorities, Insecure, Json
-from mdl.errors import AuthError, NotFound, UsageError
+from mdl.errors import OFFLINE, AuthError, NotFound, UsageError
 from mdl.reference import HOST_ALIASES, HUGGING_FACE, is_host, show
 
 if TYPE_CHECKING:
@@ -48,15 +48,19 @@ def login(
 
     if host is None:
         return _show_logins(json=json)
-    if api := _api(host):
+    api = _api(host)
+    name = api.host if api else _host(host)
+    settings = config.with_flags(config.load(), ca=ca)
+    if insecure:
+        settings = config.with_flags(settings, insecure=(*settings.insecure, name))
+    if settings.offline:
+        raise NotFound(f"{name} cannot be asked who you are: mdl is offline", hint=OFFLINE)
+    if user and (api or name == HUGGING_FACE):
+        raise UsageError(f"{name} has no users but whose key it is", hint="leave out --user")
+    if api:
         from mdl.cli.apis import log_in
 
-        settings = config.with_flags(config.load(), ca=ca)
-        if insecure:
-            settings = config.with_flags(settings, insecure=(*settings.insecure, api.host))
         return log_in(api, _password("Key: ", from_pipe=password_stdin), settings)
-    name = _host(host)
-    settings = config.with_flags(config.load(), ca=ca)
     if name == HUGGING_FACE:
         from mdl.transports.huggingface import keep_token
 
@@ -65,8 +69,6 @@ def login(
     from mdl.credentials import Credentials, store
     from mdl.transports.registry import check
 
-    if insecure:
-        settings = config.with_flags(settings, insecure=(*settings.insecure, name))
     user = user or _asked("User: ", from_pipe=password_stdin)
     credentials = Credentials(user, _password("Password: ", from_pipe=password_stdin))
     check(name, credentials, settings)
