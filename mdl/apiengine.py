@@ -95,13 +95,12 @@ class ApiEngine:
 
 def request(chat: Chat, place: Upstream, given: Collection[str] = ()) -> dict[str, Any]:
     """A Chat as OpenAI's API has it. Raises UsageError for what cannot be said there."""
-    newer = place.reference.host.endswith(_NEWER)
     body: dict[str, Any] = {
         "model": place.model,
         "messages": [_message(message) for message in chat.messages],
         "stream": True,
         "stream_options": {"include_usage": True},
-        **_sampling(chat.sampling, given, "max_completion_tokens" if newer else "max_tokens"),
+        **fields(_sampling(chat.sampling, given), place),
         **_tools(chat),
     }
     if chat.format is not None:
@@ -125,21 +124,26 @@ def _message(message: Message) -> dict[str, Any]:
     return found
 
 
-def _sampling(sampling: Sampling, given: Collection[str], limit: str) -> dict[str, Any]:
+def fields(sampling: Mapping[str, Any], place: Upstream, *, is_chat: bool = True) -> dict[str, Any]:
+    """Values of Sampling as the fields of a request."""
+    found = dict(sampling)
+    if "logit_bias" in found:
+        found["logit_bias"] = {str(token): bias for token, bias in found["logit_bias"]}
+    if "max_tokens" in found and is_chat and place.reference.host.endswith(_NEWER):
+        found["max_completion_tokens"] = found.pop("max_tokens")
+    return found
+
+
+def _sampling(sampling: Sampling, given: Collection[str]) -> dict[str, Any]:
     """What was asked for, and what differs from what an API does by itself."""
     if sampling.logprobs is not None:
         raise UsageError("logprobs cannot be had from an API here", field="logprobs")
     neutral = asdict(Sampling(**NEUTRAL))
-    said = {
+    return {
         name: value
         for name, value in asdict(sampling).items()
         if value is not None and (name in given or value != neutral[name])
     }
-    if "logit_bias" in said:
-        said["logit_bias"] = {str(token): bias for token, bias in sampling.logit_bias}
-    if "max_tokens" in said:
-        said[limit] = said.pop("max_tokens")
-    return said
 
 
 def _tools(chat: Chat) -> dict[str, Any]:

@@ -28,9 +28,9 @@ ALLOWED = {
     "ui": set(),
     "chat": {"chat", "engine", "config", "ui", "profiles"},
     "server": {
-        *("__init__", "catalog", "config", "documents", "engine", "fetch", "gguf", "inspection", "layers"),
-        *("library", "machine", "memory", "model", "placement", "profilefile", "profiles", "reference"),
-        *("remote", "resolution", "resolver", "runnable", "server", "upstream", "weights"),
+        *("__init__", "apiengine", "catalog", "config", "documents", "engine", "fetch", "gguf", "inspection"),
+        *("layers", "library", "machine", "memory", "model", "placement", "profilefile", "profiles"),
+        *("reference", "remote", "resolution", "resolver", "runnable", "server", "upstream", "weights"),
     },
     "library": {
         *("adopting", "cached", "card", "carded", "checkpoints", "config", "describing", "disk"),

@@ -155,6 +155,15 @@ def test_settings_are_kept_apart_and_each_name_has_its_own(server: Server) -> No
     assert server.chat(long, model="demo", max_tokens=1)[0] == 200
 
 
+def test_what_a_flag_decides_for_all_needs_one_engine(tmp_path: Path, place: Callable[..., Path]) -> None:
+    place(small='names = ["small"]\nmodels = ["demo"]\nsettings = { context = 64, threads = 1 }')
+    (tmp_path / "home").mkdir()
+    for flags, engines in (({"context": 512, "threads": 1}, 1), ({"context": 512}, 2)):
+        with Server(tmp_path / "home", engine=flags) as server:
+            assert [said(server, name) for name in ("demo", "small")] == [QUIET, QUIET]
+            assert len(server.ask("GET", "/mdl/engines")[1]["engines"]) == engines
+
+
 def test_names_of_one_model_may_have_adapters_of_their_own(
     tmp_path: Path, place: Callable[..., Path]
 ) -> None:

@@ -869,6 +869,36 @@ def test_the_body_goes_as_it_came_but_for_the_models_name(
     assert list(asked.json) == ["model", "messages", "odd", "temperature", "stream"]
 
 
+def test_what_a_request_leaves_open_is_as_the_profile_of_the_model_has_it(
+    stand: Stand, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MDL_CONFIG", str(tmp_path / "config.toml"))
+    (tmp_path / "profiles").mkdir()
+    (tmp_path / "profiles/mine.toml").write_text(
+        f'names = ["mine"]\nmodels = ["openai://{stand.host}/v1/m"]\nsystem = "Hi"\nstop = ["x"]\n'
+        'messages = [{ role = "user", content = "1" }, { role = "assistant", content = "2" }]\n'
+        "parameters = { temperature = 0.5, max_tokens = 7, top_k = 3, logit_bias = { 5 = 1.5 } }\n"
+    )
+    stand.gives(answer({"choices": []}))
+    system, begun = {"role": "system", "content": "Be"}, [{"role": "user", "content": "1"}]
+    begun.append({"role": "assistant", "content": "2"})
+    usual = {"stop": ["x"], "temperature": 0.5, "max_tokens": 7, "top_k": 3, "logit_bias": {"5": 1.5}}
+    with Server(tmp_path / "home") as server:
+        assert post(server, "mine").status_code == 200
+        limited = {"max_completion_tokens": 1, "stop": [], "temperature": None}
+        post(server, "mine", messages=[system, *FRANCE], **limited)
+        server.ask("POST", "/v1/completions", b'{"model": "mine", "prompt": "a", "top_k": 1}')
+        server.ask("POST", "/v1/embeddings", b'{"model": "mine", "input": "a"}')
+    said = [asked.json for asked in stand.asked]
+    own = {"role": "system", "content": "Hi"}
+    assert said[0] == {"model": "m", "messages": [own, *begun, *FRANCE], **usual}
+    assert said[1]["messages"] == [system, *begun, *FRANCE]
+    assert {name: said[1][name] for name in limited} == {**limited, "temperature": 0.5}
+    assert "max_tokens" not in said[1]
+    assert said[2] == {"model": "m", "prompt": "a", **usual, "top_k": 1}
+    assert said[3] == {"model": "m", "input": "a"}
+
+
 def test_nothing_of_the_clients_headers_goes_to_the_api(odd: Stand, served: Server) -> None:
     odd.gives(answer({}))
     secret = {

@@ -33,11 +33,11 @@ def key(model: Model) -> Key:
 
 
 class Wanted(NamedTuple):
-    """How a model is used by those who ask for it in one way. `apart` tells an engine that is loaded
-    otherwise than that of those who ask in no special way; "" where it is the same."""
+    """How a model is used by those who ask for it in one way, and `usual`ly, by those who ask in no special
+    way."""
 
     profile: Profile
-    apart: str = ""
+    usual: Profile
 
 
 class Names:
@@ -77,11 +77,8 @@ class Names:
 
     def _want(self, name: str, path: str, model: Model) -> Wanted:
         weights = self._weights(model)
-        usual, profile = (
-            layers.of(self._library, model, weights, *asked).merged() for asked in ((), (name, path))
-        )
-        same = (usual.settings, usual.adapters) == (profile.settings, profile.adapters)
-        return Wanted(profile, "" if same else repr((sorted(profile.settings.items()), profile.adapters)))
+        ways = ((name, path), ())
+        return Wanted(*(layers.of(self._library, model, weights, *way).merged() for way in ways))
 
     def _weights(self, model: Model) -> Weights | None:
         """None where they cannot run, which loading them tells."""

@@ -1,8 +1,8 @@
 """Requests for models that an API runs: passed on to it, and its answers passed back, as they come.
 
-The body goes as the client wrote it, but for the model's name; of the client's headers goes nothing, and of
-the API's come back those that tell of the answer. Bytes are read as fast as the client takes them, and are
-not looked into. Knows no dialect's fields.
+The body goes as the client wrote it, but for the model's name and what its profile fills in; of the client's
+headers goes nothing, and of the API's come back those that tell of the answer. Bytes are read as fast as the
+client takes them, and are not looked into. Knows no dialect's fields.
 """
 
 import asyncio
@@ -11,7 +11,7 @@ import ssl
 import urllib.request
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from starlette.types import Receive, Scope, Send
 
@@ -19,9 +19,11 @@ from mdl import __version__, upstream
 from mdl.config import Settings
 from mdl.errors import Busy, MdlError
 from mdl.model import Model
+from mdl.profiles import Profile
 from mdl.remote import is_among, proxy_for, tls
 from mdl.server import failure
 from mdl.server.failure import Refused
+from mdl.server.filling import filled
 from mdl.server.guard import given
 from mdl.server.metrics import Watch
 from mdl.server.remembered import Remembered
@@ -72,9 +74,18 @@ async def passed(
         return False  # as it is told to those who ask for other models, after what is wrong with the body
     if model.is_api:
         watch = service.metrics.answer(str(model.reference))
+        wanted = await service.names.wanted(called, str(scope["path"]), model)
         async with while_connected(receive):
-            await service.passing.ask(model, route, body, send, watch)
+            await service.passing.ask(model, Asked(route, body, wanted.profile), send, watch)
     return model.is_api
+
+
+class Asked(NamedTuple):
+    """A request: where it goes at an API, what it says, and what is set for its model."""
+
+    route: str
+    body: Mapping[str, Any]
+    profile: Profile
 
 
 @dataclass(eq=False, slots=True)
@@ -86,14 +97,15 @@ class Passing:
     _known: Remembered[str, Upstream] = field(default_factory=lambda: Remembered(REMEMBERED_SECONDS))
     _asking: "set[asyncio.Task[Any] | None]" = field(default_factory=set)
 
-    async def ask(self, model: Model, route: str, body: Mapping[str, Any], send: Send, watch: Watch) -> None:
+    async def ask(self, model: Model, asked: Asked, send: Send, watch: Watch) -> None:
         """Passes a request on, and sends what comes. When cancelled, so is the request.
 
         Raises Refused where the API cannot be asked, and what `upstream.of` does.
         """
         place = await self._place(model)
+        body = filled(asked.body, asked.route, asked.profile, place)
         data = json.dumps({**body, "model": place.model}).encode()
-        response = await self._asked(place, route, data)
+        response = await self._asked(place, asked.route, data)
         self._asking.add(task := asyncio.current_task())
         try:
             if response.status_code >= 300:

@@ -130,7 +130,7 @@ class Pool:
         after the answers that it is giving. Raises what the load failed with, UnsupportedModel for what does
         not fit here at all, Busy when there was no room in time.
         """
-        at = *key(model), wanted.apart if wanted else ""
+        at = *key(model), self._apart(wanted) if wanted else ""
         entry = await self._entry(at, model, wanted)
         self._begin(entry)
         try:
@@ -172,6 +172,14 @@ class Pool:
         await asyncio.gather(*(self._end(at, entry) for at, entry in self._entries.items()))
         self._threads.shutdown(wait=False)
 
+    def _apart(self, wanted: Wanted) -> str:
+        """What tells an engine that is loaded otherwise than as usual; "" where it is the same."""
+        ways = [
+            (profile.engine_settings(self._settings, self._unsaid), profile.adapters)
+            for profile in (wanted.profile, wanted.usual)
+        ]
+        return "" if ways[0] == ways[1] else repr(ways[0])
+
     async def _entry(self, at: At, model: Model, wanted: Wanted | None) -> Entry:
         while not self._closed:
             self._refuse_to_loop(at)
@@ -200,7 +208,7 @@ class Pool:
     async def _load(self, at: At, entry: Entry, wanted: Wanted | None) -> None:
         try:
             held = await self._in_thread(lambda: entry.held.enter_context(self._hold(entry.model)))
-            held = held.used(wanted.profile) if wanted is not None and wanted.apart else held
+            held = held.used(wanted.profile) if wanted is not None and at[-1] else held
             entry.profile, entry.weights = held.profile, held.weights
             header = await self._in_thread(lambda: placement.read(held.weights.files))
             settings = held.profile.engine_settings(self._settings, self._unsaid)
