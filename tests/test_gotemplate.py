@@ -4,7 +4,7 @@ import json
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from time import perf_counter
+from time import process_time
 from typing import Any
 
 import pytest
@@ -166,9 +166,9 @@ def test_any_text_is_translated_or_refused_and_what_is_translated_is_jinja(sourc
     ["{{", "{{/*", "{{ (", "{{ if 1 }}", "{{ .Prompt }}", "{{ `", ".", "$x, ", "| len", "{{- ", " -}}", "\\"],
 )
 def test_a_hostile_template_takes_no_time(piece: str) -> None:
-    start = perf_counter()
+    start = process_time()
     with suppress(UnsupportedModel):
         translate((piece * LONGEST)[: LONGEST - 20] + " }}{{ .Prompt }}")
     with suppress(UnsupportedModel):
         translate("{{ and " + (f" {piece} " * LONGEST)[: LONGEST - 40] + " }}{{ .Prompt }}")
-    assert perf_counter() - start < 5
+    assert process_time() - start < 5
