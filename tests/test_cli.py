@@ -482,6 +482,13 @@ def test_piped_text_follows_the_prompt(mdl: Mdl) -> None:
     assert prompted.stdout != alone.stdout
 
 
+def test_no_model_takes_more_memory_than_the_user_allows(mdl: Mdl) -> None:
+    refused = mdl("chat", "demo", "What is 7 plus 5?", MDL_MEMORY="1MB")
+    assert (refused.returncode, refused.stdout) == (9, "")
+    assert "does not fit" in refused.stderr
+    assert mdl("chat", "demo", "What is 7 plus 5?", MDL_MEMORY="1GB").returncode == 0
+
+
 def test_the_profile_of_the_readme_works(mdl: Mdl, tmp_path: Path) -> None:
     example = (PACKAGE.parent / "README.md").read_text().partition("```toml\n")[2].partition("```")[0]
     (tmp_path / "profiles").mkdir()

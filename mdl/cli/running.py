@@ -154,11 +154,13 @@ def _tell(notes: "Iterable[str]", told: set[str]) -> None:
 
 
 def load(engine: "Engine", files: "EngineFiles", settings: "EngineSettings", library: "Library") -> None:
-    """Loads a model as it fits: where llama.cpp computes on GPUs, with as many layers there as have room."""
+    """Loads a model as it fits: where llama.cpp computes on GPUs, with as many layers there as have room.
+    Raises UnsupportedModel for one that does not fit there, or not in the memory that the user allows."""
     from mdl import machine
 
     # Not to be asked on other machines: what is typed should not wait for the engine to start.
-    if gpus := engine.gpus() if machine.may_compute_on_gpus() else []:
+    gpus = engine.gpus() if machine.may_compute_on_gpus() else []
+    if gpus or library.settings.memory:
         from mdl import memory, placement
         from mdl.weights import Weights, identify
 
