@@ -49,7 +49,13 @@ class Cached:
         """What a string names here. Raises UsageError for what cannot be a name, or may be several models."""
         if text.startswith("sha256:"):
             return self._by_digest(text.removeprefix("sha256:"), steps)
-        reference = Reference.parse(text)
+        try:
+            reference = Reference.parse(text)
+        except UsageError:
+            if (found := self._put_there(text)) is None:
+                raise
+            steps.append(Step("cache", "found", str(found.folder)))
+            return found
         found = self._named(reference, text, steps)
         if (
             (found is None or found.folder == self._store.tree)
@@ -63,6 +69,10 @@ class Cached:
             return found
         steps.append(Step("cache", "miss", f"no {reference} in {self._store.tree}"))
         return None
+
+    def _put_there(self, text: str) -> Model | None:
+        """What somebody put into a folder whose name is none for models, by what `mdl list` calls it."""
+        return next((model for model in self._store.models() if str(model.reference) == text), None)
 
     def _by_digest(self, prefix: str, steps: Steps) -> Model | None:
         if len(prefix) < SHORTEST_DIGEST or not set(prefix) <= set("0123456789abcdef"):
@@ -156,7 +166,10 @@ def names_version(text: str, model: Model) -> bool:
     """Whether a text that means a model leaves no choice of its version."""
     if text.startswith("sha256:"):
         return True
-    written = Reference.parse(text)
+    try:
+        written = Reference.parse(text)
+    except UsageError:  # the name of a folder that somebody put there, and of nothing else
+        return True
     return written.version is not None or written.pin is not None or text.endswith(f"/{model.version}")
 
 

@@ -201,6 +201,21 @@ def test_defaults_come_from_the_folder_and_the_file_name(library: Library) -> No
     assert card.size == library.here("llama").size
 
 
+@pytest.mark.parametrize("name", ["My model (1)", "日本語", "a%20b"])
+def test_a_model_that_was_put_here_by_hand_is_used_by_the_name_that_it_is_listed_by(
+    library: Library, name: str
+) -> None:
+    put(library, f"{name}/x.gguf", Q8)
+    put(library, "other/x.gguf", Q4)
+    [called] = [str(model.reference) for model in library.list() if model.folder.name == name]
+    found = library.here(called)
+    assert (found.folder.name, found.version, library.meant(called)) == (name, "n/a", [found])
+    library.store.remove(library.removable(called))
+    assert [str(model.reference) for model in library.list()] == ["other"]
+    with pytest.raises(UsageError, match="cannot be part of a model's name"):
+        library.resolve("not (here)")
+
+
 def test_an_empty_model_json_runs(mdl: Mdl, tmp_path: Path) -> None:  # noqa: F811
     folder = tmp_path / "home/models/mine"
     folder.mkdir(parents=True)
