@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mdl.disk import entries_of, unique
+from mdl.errors import MdlError
 from mdl.model import Model, from_document, to_document
 from mdl.places import Place
 
@@ -30,9 +31,9 @@ class Index:
     def model(self, key: str, place: Place, read: Callable[[], Model | None]) -> Model | None:
         """The version in a place: as it is remembered if it has not changed, else what `read` finds."""
         stamp, entry = _stamp(place), self._known.get(key)
-        if entry and entry[:3] == stamp:
+        if stamp and entry and (remembered := _remembered(entry, stamp, place)):
             self._seen[key] = entry
-            return _remembered(entry[3], place)
+            return remembered
         model = read()
         if model and stamp and not model.problem and _is_plain(model):
             self._seen[key] = [*stamp, _document(model)]
@@ -66,13 +67,17 @@ def _document(model: Model) -> dict[str, Any]:
     return document
 
 
-def _remembered(document: dict[str, Any], place: Place) -> Model:
-    """What the index has of a version."""
+def _remembered(entry: Any, stamp: list[Any], place: Place) -> Model | None:
+    """What the index has of a version that has not changed; None for what mdl has not written."""
     folder = place.mark.parent
-    model = from_document(document, folder)
-    if "places" not in document:
-        return model
-    own, card = (folder / name if name else None for name in document["places"])
+    try:
+        *written, document = entry
+        if written != stamp:
+            return None
+        model = from_document(document, folder)
+        own, card = (folder / name if name else None for name in document.get("places", ("", "")))
+    except (MdlError, TypeError, ValueError):
+        return None
     return replace(model, place=own, card=card)
 
 

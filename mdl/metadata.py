@@ -9,9 +9,16 @@ from mdl.model import METADATA_NAME, File, Model, from_document, to_document
 
 def read(path: Path) -> Model:
     """The version that lies beside it. Raises MdlError, OSError or ValueError for what is none."""
+    return _parsed(path.read_text(encoding="utf-8"), path.parent)
+
+
+def _parsed(text: str, folder: Path) -> Model:
     import tomllib
 
-    return from_document(tomllib.loads(path.read_text(encoding="utf-8")), path.parent)
+    try:
+        return from_document(tomllib.loads(text), folder)
+    except RecursionError:
+        raise ValueError("lists in lists in lists") from None
 
 
 def write(folder: Path, model: Model) -> None:
@@ -41,10 +48,9 @@ def put(written: Path, model: Model) -> None:
 
 def _files_in(folder: int) -> tuple[File, ...]:
     """What the metadata of an open folder say of its files."""
-    import tomllib
-
-    with os.fdopen(os.open(METADATA_NAME, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=folder), "rb") as file:
+    descriptor = os.open(METADATA_NAME, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=folder)
+    with os.fdopen(descriptor, encoding="utf-8") as file:
         try:
-            return from_document(tomllib.load(file), Path(METADATA_NAME)).files
+            return _parsed(file.read(), Path(METADATA_NAME)).files
         except (MdlError, ValueError):
             return ()

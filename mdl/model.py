@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from mdl.errors import IntegrityError
 from mdl.reference import ONE_VERSION, ONLY, UNKNOWN_VERSION, Reference, show
@@ -15,10 +15,12 @@ SCHEMA = 1
 METADATA_NAME = ".metadata"
 API = "api"  # the format of models that others run
 AT_FAULT = "who published it is at fault"
+_NUMBERS = ("parameters", "context_length")  # the other fields of a header are texts
 _TO_READ = ("readme", "license", "other")  # roles of files that nothing is run with
 _SHA256 = r"[0-9a-f]{64}"
 _GIT_ID = r"[0-9a-f]{40}"
 _UNSAFE_NAME = r'[\x00-\x1f\x7f<>:"|?*\\]'
+R = TypeVar("R", "Revision", "Summary")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +54,10 @@ class File:
             raise IntegrityError(
                 f"a file of the model has a name that is not allowed: {show(self.name)}", AT_FAULT
             )
-        if self.size is not None and (not isinstance(self.size, int) or self.size < 0):
-            raise IntegrityError(f"{show(self.name)} has an impossible size: {self.size}")
+        if self.size is not None and not _is_number(self.size):
+            raise IntegrityError(f"{show(self.name)} has an impossible size: {show(str(self.size))}")
+        if not isinstance(self.role, str):
+            raise TypeError(f"a role is {show(str(self.role))}")
         if self.sha256 is not None and not re.fullmatch(_SHA256, self.sha256):
             raise IntegrityError(f"{show(self.name)} has a malformed sha256: {show(self.sha256)}")
         if self.archive is not None and not re.fullmatch(_SHA256, self.archive):
@@ -193,30 +197,40 @@ def to_document(model: Model) -> dict[str, Any]:
     }
 
 
-def from_document(document: Mapping[str, Any], folder: Path, reference: Reference | None = None) -> Model:
-    """The model that `.metadata` describes; raises IntegrityError when it describes none.
-
-    A `reference` that was parsed before goes before the text.
-    """
+def from_document(document: Mapping[str, Any], folder: Path) -> Model:
+    """The model that `.metadata` describes; raises IntegrityError when it describes none."""
     try:
         if int(document["schema"]) > SCHEMA:
             raise IntegrityError(f"{folder / METADATA_NAME} was written by a newer mdl", hint="update mdl")
         files = tuple(File(**entry) for entry in document["files"])
         damaged = tuple(file.name for file in files if file.name in document.get("damaged", ()))
         return Model(
-            reference=reference or Reference.parse(document["reference"]),
+            reference=Reference.parse(document["reference"]),
             folder=folder,
             files=files,
-            summary=Summary(**document.get("header", {})),
-            revision=Revision(**document.get("revision", {})),
+            summary=_record(Summary, document.get("header", {})),
+            revision=_record(Revision, document.get("revision", {})),
             source=str(document.get("source", "")),
             modified=_time(document["created"]),
             partial=bool(document.get("partial", False)),
             problem=_damage(files, damaged),
             damaged=damaged,
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise IntegrityError(f"{folder / METADATA_NAME} is damaged ({error})") from None
+
+
+def _record(kind: type[R], said: Mapping[str, Any]) -> R:
+    """Texts, but for the numbers. Raises TypeError for anything else."""
+    for name, value in said.items():
+        if not (_is_number(value) if name in _NUMBERS else isinstance(value, str)):
+            raise TypeError(f"{show(name)} is {show(str(value))}")
+    return kind(**said)
+
+
+def _is_number(value: object) -> bool:
+    """Whether it is a size or a count, and no larger than any file can be."""
+    return type(value) is int and 0 <= value < 1 << 63
 
 
 def _damage(files: tuple[File, ...], damaged: tuple[str, ...]) -> str:
