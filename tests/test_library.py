@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from hub import Answer, Hub, sha256
 
 from mdl import runnable
 from mdl.config import Settings
-from mdl.errors import MdlError, NetworkError, NotFound, UnsupportedModel, UsageError
+from mdl.errors import Busy, MdlError, NetworkError, NotFound, UnsupportedModel, UsageError
 from mdl.library import Library, Watch
 from mdl.model import METADATA_NAME, File, Model
 from mdl.reference import Reference
@@ -176,6 +177,15 @@ def test_a_name_in_another_case_is_answered_with_the_one_that_is_here(library: L
     with pytest.raises(NotFound) as failure:
         library.get("model-gguf:q8_0")
     assert failure.value.hint == "did you mean Model-GGUF?"
+
+
+def test_a_file_that_is_no_model_is_told_where_its_name_means_nothing_else(
+    library: Library, here: Path
+) -> None:
+    (here / "granite.txt").write_text("A stone.")
+    with pytest.raises(NotFound, match=r"no model is called 'granite\.txt'") as failure:
+        library.get("granite.txt")
+    assert failure.value.hint == "granite.txt exists but is no model: a text file (A stone.)"
 
 
 def test_no_name_is_not_the_folder_one_is_in(library: Library, here: Path) -> None:
@@ -588,3 +598,14 @@ def test_what_cannot_be_a_name_is_one_line(library: Library, here: Path, text: s
 def test_settings_are_all_that_a_library_needs(tmp_path: Path) -> None:
     assert Library(Settings(tmp_path / "nothing")).list() == []
     assert not (tmp_path / "nothing").exists()
+
+
+def test_a_model_that_is_being_removed_is_refused_in_words(library: Library) -> None:
+    planted = plant(library, "o/a:1")
+    with library.store.locks.exclusive(planted.folder), ExitStack() as leases:
+        with pytest.raises(Busy, match=r"o/a:1 is being removed"):
+            runnable.hold(library.store, planted, leases)
+    with ExitStack() as leases:
+        runnable.hold(library.store, planted, leases)
+        with pytest.raises(Busy, match="is in use"):
+            library.store.remove(planted)
