@@ -38,8 +38,8 @@ def model_at(path: Path) -> "Model | Refusal":
     """The model that a path is, or why it is none."""
     from mdl.weights import Refusal, identify
 
-    card = path / CARD if (path / CARD).is_file() else None
-    found = (_told(card) if card else None) or identify(path)
+    card, found = _carded_at(path)
+    found = found or identify(path)
     if isinstance(found, Refusal):
         return found
     path = path.absolute()
@@ -48,6 +48,21 @@ def model_at(path: Path) -> "Model | Refusal":
     reference = Reference("file", "", path.as_posix())
     modified = _modified(found.first)
     return Model(reference, folder, files, _summary(found), modified=modified, place=path, card=card)
+
+
+def _carded_at(path: Path) -> "tuple[Path | None, Weights | Refusal | None]":
+    """The JSON that is about a folder, or about weights in it, with what it says; None where none is."""
+    from mdl.filename import split_of
+    from mdl.weights import Weights
+
+    if (path / CARD).is_file():
+        return path / CARD, _told(path / CARD)
+    place = split_of(path.name)
+    for card in (path.with_name(f"{place[0] if place else path.stem}.json"), path.with_name(CARD)):
+        found = _told(card) if path.suffix == ".gguf" and card.is_file() else None
+        if isinstance(found, Weights) and path.absolute() in map(Path.absolute, found.files):
+            return card, found
+    return None, None
 
 
 def _told(card: Path) -> "Weights | Refusal | None":

@@ -352,6 +352,23 @@ def test_a_folder_with_a_model_json_is_a_model_by_its_path_too(library: Library,
         library.here(str(tmp_path))
 
 
+def test_weights_by_their_path_are_used_as_the_json_that_is_about_them_says(
+    library: Library, tmp_path: Path
+) -> None:
+    for name in ("a/one.gguf", "a/two.gguf", "b/x.gguf", "b/y.gguf"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(Q8)
+    (tmp_path / "a/one.json").write_text('{"top_k": 1}')
+    (tmp_path / "b/model.json").write_text('{"top_k": 2, "metadata": {"binaries": ["x.gguf"]}}')
+    said = {
+        name: modeljson.profile(library.here(str(tmp_path / name))).sampling.get("top_k")
+        for name in ("a/one.gguf", "a/two.gguf", "b/x.gguf", "b/y.gguf")
+    }
+    assert said == {"a/one.gguf": 1, "a/two.gguf": None, "b/x.gguf": 2, "b/y.gguf": None}
+    (tmp_path / "a/one.json").write_text('{"metadata": {"engine": "awq"}}')
+    assert runnable.weights(library.here(str(tmp_path / "a/one.gguf"))).first.name == "one.gguf"
+
+
 def test_a_pipe_called_like_a_json_keeps_nobody_waiting(library: Library) -> None:
     put(library, "mine/mine.gguf", Q4)
     for name in ("mine/other.json", "mine/model.json", "pipe.json", "pipe.gguf", "pipe.zip"):
