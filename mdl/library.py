@@ -76,7 +76,7 @@ class Library:
         if resolution.model is not None:
             return self._freshened(resolution.model, watch)
         if resolution.reference is None:
-            raise self.resolver.unknown(text)
+            raise self.resolver.unknown(resolution)
         if not self._may_fetch(resolution.reference, watch):
             raise NotFound(
                 f"{resolution.reference} is not on this machine", hint=f"mdl download {resolution.reference}"
@@ -289,7 +289,7 @@ def _present(resolution: Resolution) -> Model:
 def _source(resolution: Resolution) -> Reference:
     """What to ask the source for: as it was written, unless that was short for something that is here."""
     if resolution.reference is None:
-        raise unknown(resolution.name)
+        raise unknown(resolution)
     model, name = resolution.model, resolution.name
     if resolution.wanted is not None and resolution.wanted.card is not None:
         from mdl import carded, modeljson

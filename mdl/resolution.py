@@ -42,8 +42,18 @@ class Resolution(NamedTuple):
         return any(step.step in ("alias", "profile") and step.outcome == "found" for step in self.steps)
 
 
-def unknown(text: str, here: Iterable[str] = ()) -> NotFound:
-    """What to tell of a name that means nothing: those `here` and of the catalog that are like it."""
+def unknown(resolution: Resolution, here: Iterable[str] = ()) -> NotFound:
+    """What to tell of a name that means nothing: what has that name and is no model, or the names of what is
+    `here` and of the catalog that are like it."""
+    passed = (step.detail for step in resolution.steps if (step.step, step.outcome) == ("path", "miss"))
+    hint = "mdl list shows what is here, mdl search TERMS what there is: a remote model has at least org/name"
+    return NotFound(
+        f"no model is called {show(resolution.name)}",
+        hint=next(passed, "") or _meant(resolution.name, here) or hint,
+    )
+
+
+def _meant(text: str, here: Iterable[str]) -> str:
     from difflib import get_close_matches
 
     from mdl.catalog import catalog
@@ -51,8 +61,4 @@ def unknown(text: str, here: Iterable[str] = ()) -> NotFound:
     names = {name.casefold(): name for name in (*catalog().names(), *here)}
     tried = (text.casefold(), text.casefold().partition(":")[0])
     near = next(filter(None, (get_close_matches(name, names, cutoff=0.7) for name in tried)), [])
-    hint = "mdl list shows what is here, mdl search TERMS what there is: a remote model has at least org/name"
-    return NotFound(
-        f"no model is called {show(text)}",
-        hint=f"did you mean {' or '.join(names[name] for name in near)}?" if near else hint,
-    )
+    return f"did you mean {' or '.join(names[name] for name in near)}?" if near else ""

@@ -60,9 +60,9 @@ class Resolver:
 
         return list(dict.fromkeys((*self._settings.aliases, *profilefile.names())))
 
-    def unknown(self, text: str) -> NotFound:
-        """What to tell of a name that means nothing: those that mean something and are like it."""
-        return unknown(text, (*self.names(), *(reference.name for reference, _ in self._store.names())))
+    def unknown(self, resolution: Resolution) -> NotFound:
+        """What to tell of a name that means nothing, with those that mean something and are like it."""
+        return unknown(resolution, (*self.names(), *(reference.name for reference, _ in self._store.names())))
 
     def apis(self) -> dict[str, Model]:
         """Models of APIs that the user has given names, by these names."""

@@ -281,7 +281,7 @@ def resolve(
     elif resolution.reference:
         ui.out(f"=> not on this machine: mdl download {resolution.reference}")
     if resolution.reference is None:
-        raise resolver.unknown(text)
+        raise resolver.unknown(resolution)
     return 0
 
 
