@@ -602,9 +602,9 @@ def test_settings_are_all_that_a_library_needs(tmp_path: Path) -> None:
 
 def test_a_model_that_is_being_removed_is_refused_in_words(library: Library) -> None:
     planted = plant(library, "o/a:1")
-    with library.store.locks.exclusive(planted.folder), ExitStack() as leases:
-        with pytest.raises(Busy, match=r"o/a:1 is being removed"):
-            runnable.hold(library.store, planted, leases)
+    being_removed = pytest.raises(Busy, match=r"o/a:1 is being removed")
+    with library.store.locks.exclusive(planted.folder), ExitStack() as leases, being_removed:
+        runnable.hold(library.store, planted, leases)
     with ExitStack() as leases:
         runnable.hold(library.store, planted, leases)
         with pytest.raises(Busy, match="is in use"):
