@@ -255,6 +255,10 @@ def unpacked(path: Path, store: Store) -> Iterator[tuple[Path, dict[Path, str]]]
                 place.rename(target)
                 digests[target] = file.sha256 or ""
             yield _named_so(into / INSIDE, path.name), digests
+    except MdlError as failure:  # where it was taken apart is nobody's business, and gone
+        apart = rf"{re.escape(str(into))}[/\\](model|named[/\\][\w.+-]+)"
+        failure.message = re.sub(apart, lambda _: path.name, failure.message)
+        raise
     finally:
         shutil.rmtree(into, ignore_errors=True)
 

@@ -350,6 +350,22 @@ def test_a_hostile_zip_leads_nowhere(
     assert names(library) == []
 
 
+@pytest.mark.parametrize(
+    ("files", "told"),
+    [
+        ({"m/a.txt": b"hello"}, "x.zip/m is a folder without a model"),
+        ({"a.txt": b"hello", "b.txt": b""}, "x.zip is a folder without a model"),
+        ({"m/model.json": b"{'source_url': 'hf://a/b'}"}, "x.zip/m holds no weights"),
+    ],
+)
+def test_what_is_wrong_in_an_archive_is_told_by_its_name(
+    library: Library, outside: Path, files: dict[str, bytes], told: str
+) -> None:
+    with pytest.raises(UnsupportedModel) as refused:
+        bring(library, zipped(outside / "x.zip", files))
+    assert refused.value.message == told
+
+
 def test_a_zip_with_backslashes_stays_inside(library: Library, outside: Path, tmp_path: Path) -> None:
     zipped(outside / "x.zip", {"m/m.gguf": Q4, "..\\evil.gguf": b"x"})
     with pytest.raises(MdlError):
