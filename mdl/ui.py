@@ -72,14 +72,19 @@ def _takes_utf8(stream: TextIO) -> bool:
     return (stream.encoding or "").lower().replace("-", "") == "utf8"
 
 
+def told(failure: MdlError) -> dict[str, Any]:
+    """A failure as JSON has it."""
+    message, hint = inert(failure.message, one_line=True), inert(failure.hint)
+    return {"code": failure.code, "message": message, "hint": hint}
+
+
 def error(failure: MdlError, *, json: bool) -> None:
     """A failure: the cause on one line, what to do on the next."""
-    message, hint = inert(failure.message, one_line=True), inert(failure.hint)
+    body = told(failure)
     if json and not isinstance(failure, Unwritable):
-        body = {"code": failure.code, "message": message, "hint": hint}
         with contextlib.suppress(Unwritable):
             return out(as_json({"error": body}))
-    return talk(f"mdl: {message}" + (f"\n{hint}" if hint else ""))
+    return talk(f"mdl: {body['message']}" + (f"\n{body['hint']}" if body["hint"] else ""))
 
 
 def refused(failure: OSError, *, json: bool) -> int:

@@ -414,6 +414,13 @@ def test_one_bad_name_among_several_does_not_stop_the_others(
     done = mdl("download", "org/none", "org/demo-GGUF")
     assert done.returncode == 3
     assert done.stdout.endswith("/Q4_K_M\n")
+    told = mdl("download", "org/none", "org/demo-GGUF:Q8_0", "--json")
+    assert told.returncode == 3
+    [failed], [fetched] = json.loads(told.stdout)["failed"], json.loads(told.stdout)["models"]
+    assert (failed["name"], failed["code"]) == ("org/none", 3)
+    assert "does not exist" in failed["message"] and "spelling" in failed["hint"]
+    assert fetched["version"] == "Q8_0"
+    assert all(json.loads(line) for line in told.stderr.splitlines())
 
 
 def test_tokens_open_what_they_may_open_and_are_never_shown(

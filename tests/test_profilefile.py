@@ -642,7 +642,11 @@ def test_a_broken_profile_is_an_error_of_check_and_a_warning_elsewhere(
 def test_a_folder_that_cannot_be_read_is_told_too(mdl: Mdl, place: Callable[..., Path]) -> None:
     folder = place() / "profiles"
     folder.rmdir()
-    assert mdl("profile", "check").returncode == 0  # there is none
+    none = mdl("profile", "check")
+    assert (none.returncode, none.stderr) == (
+        0,
+        "no profiles of your own yet: mdl profile new shows an example\n",
+    )
     folder.write_text("a file")
     assert mdl("profile", "check").returncode == 7
     answered = mdl("chat", "demo", QUESTION)

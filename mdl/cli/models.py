@@ -84,7 +84,7 @@ def download(
         return _show_plans(library, names, include or [], json=json)
     from mdl.progress import watch
 
-    failures: list[MdlError] = []
+    failures: dict[str, MdlError] = {}
     done = []
     for name in names:
         target = options.as_folder(destination, name if len(names) > 1 else None)
@@ -97,8 +97,9 @@ def download(
         except MdlError as failure:
             if len(names) == 1:
                 raise
-            failures.append(failure)
-            ui.error(failure, json=False)
+            failures[name] = failure
+            if not json:
+                ui.error(failure, json=False)
             continue
         done.append(found)
         if not json:
@@ -106,8 +107,9 @@ def download(
     if json:
         from mdl import documents
 
-        ui.show_json({"models": [documents.model(found) for found in done]})
-    return failures[0].code if failures else 0
+        failed = [{"name": name, **ui.told(failure)} for name, failure in failures.items()]
+        ui.show_json({"models": [documents.model(found) for found in done], "failed": failed})
+    return next((failure.code for failure in failures.values()), 0)
 
 
 def _fitting(library: "Library", name: str, note: Callable[[str], None], context: int | None) -> str:

@@ -265,7 +265,8 @@ def _check(rest: list[str], *, json: bool) -> int:
     else:
         for _, broken in failures:
             ui.error(broken, json=False)
-        ui.talk(f"{len(titles)} right, {len(failures)} broken")
+        none = "no profiles of your own yet: mdl profile new shows an example"
+        ui.talk(f"{len(titles)} right, {len(failures)} broken" if paths else none)
     return failures[0][1].code if failures else 0
 
 
