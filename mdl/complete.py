@@ -26,7 +26,7 @@ def complete(words: list[str]) -> int:
         names = KINDS[kind](prefix) if kind in KINDS else set()
         # Not through sys.stdout: a shell that stops listening would make Python complain when it ends.
         os.write(1, "".join(f"{name}\n" for name in sorted(names)).encode())
-    except (Exception, KeyboardInterrupt):  # noqa: BLE001
+    except (Exception, KeyboardInterrupt):  # noqa: BLE001 - a bug too would end up in that line
         pass
     return 0
 

@@ -121,8 +121,9 @@ def count(value: object) -> int | None:
     """A value as a count; of a list (one for each layer) the largest; None when it is no such thing."""
     if isinstance(value, list):
         return max((number for number in map(count, value) if number is not None), default=None)
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    return value if whole and 0 <= value < _LARGEST_COUNT else None  # type: ignore[operator, return-value]
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _LARGEST_COUNT:
+        return value
+    return None
 
 
 def largest_type(tensors: Iterable[Tensor]) -> str | None:

@@ -109,5 +109,5 @@ def _looks(folder: Path) -> str:
 
 def _with_status(folder: Path) -> "Iterator[tuple[DirEntry[str], stat_result]]":
     for entry in entries_of(folder):
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # removed meanwhile
             yield entry, entry.stat()

@@ -13,7 +13,7 @@ from typing import Any
 
 DEEPEST = 64  # lists and objects in each other
 LONGEST_NUMBER = 308  # characters; a whole number of these is one that fits into a float too
-_scan = decoder.scanstring  # type: ignore[attr-defined]  # so that texts are read exactly as json reads them
+_scan = decoder.scanstring  # type: ignore[attr-defined]  # reads texts exactly as json does
 _SPACE = r"(?:[ \t\r\n]+|//[^\n]*|\#[^\n]*|/\*(?:[^*]|\*(?!/))*\*/)*"
 _NUMBER = r"-?(?:0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?(?![\w.+-])"
 _WORDS = {"true": True, "false": False, "null": None}

@@ -121,7 +121,7 @@ class Partial:
 
     def _reopen(self) -> bool:
         self.resumed = self.received = sum(self._filled)
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # then it is begun anew
             self._fd = os.open(self.path, _OPEN)
             self._note = os.open(note_of(self.path), _OPEN)
             status = os.fstat(self._fd)
@@ -286,7 +286,7 @@ def _recover(path: Path) -> None:
 def _take_back(private: Path, path: Path) -> None:
     with contextlib.suppress(OSError):  # who was about to publish it may have made it read-only
         private.chmod(0o666 & path.parent.stat().st_mode)  # the folder has what the umask leaves
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError):  # or it is begun anew
         private.rename(path)
 
 
@@ -354,7 +354,7 @@ def disk_errors(path: Path) -> Iterator[None]:
 def _disk_error(path: Path, error: OSError) -> DiskError:
     cause = (error.strerror or str(error)).lower()
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # a figure is nice to have
             cause += f", {size_text(shutil.disk_usage(path.parent).free)} free"
         return DiskError(
             f"cannot write {path}: {cause}", hint="free some space; the next run goes on from here"

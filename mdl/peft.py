@@ -206,10 +206,9 @@ class _Settings:
 
 
 def _number(value: object, name: str) -> float:
-    sound = isinstance(value, int | float) and not isinstance(value, bool) and 0 < abs(value) < 1e9
-    if not sound:
-        raise UnsupportedModel(f"adapter_config.json: {name} cannot be {line(str(value))}", "check the file")
-    return float(value)  # type: ignore[arg-type]
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 < abs(value) < 1e9:
+        return float(value)
+    raise UnsupportedModel(f"adapter_config.json: {name} cannot be {line(str(value))}", "check the file")
 
 
 def _patterns(value: object, name: str) -> dict[str, float]:

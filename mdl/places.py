@@ -127,5 +127,5 @@ def statuses(folder: Path) -> Iterator[os.stat_result]:
             if not (Path(entry.path) / METADATA_NAME).exists():
                 yield from statuses(Path(entry.path))
         elif entry.name != METADATA_NAME:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError):  # removed meanwhile
                 yield entry.stat(follow_symlinks=False)

@@ -291,7 +291,7 @@ class Store(Reader):
         raise DiskError(f"{folder} is not in the cache")
 
     def _remove_empty(self, folder: Path) -> None:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # until one is not
             while folder != self.tree:
                 folder.rmdir()
                 folder = folder.parent
@@ -314,7 +314,7 @@ class Store(Reader):
 
     def free(self, sha256: str) -> int:
         """Remove a blob that nothing links to, under the exclusive lock of the contents; bytes freed."""
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # what cannot be removed now is for `prune`
             blob = own(self.blobs, self.root) / sha256
             status = os.lstat(blob)
             if status.st_nlink == 1:

@@ -141,5 +141,5 @@ def _statuses(model: Model) -> Iterator[os.stat_result]:
         yield from statuses(model.folder)
         return
     for file in model.files:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # removed meanwhile
             yield os.lstat(model.folder / file.name)

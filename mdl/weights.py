@@ -155,7 +155,8 @@ def _sum(parts: list[Path]) -> Facts:
     for number, (part, facts) in enumerate(zip(parts, found, strict=True), start=1):
         if facts.split is None or (facts.split.number, facts.split.count) != (number, len(parts)):
             raise UnsupportedModel(f"{part} is not part {number} of {len(parts)}", hint="download it again")
-    name = found[0].name or split_of(parts[0].name)[0]  # type: ignore[index]
+    place = split_of(parts[0].name)
+    name = found[0].name or (place and place[0])
     return replace(
         found[0], name=name, parameters=sum(facts.parameters or 0 for facts in found) or None, split=None
     )

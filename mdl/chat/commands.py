@@ -82,7 +82,7 @@ def _unquoted(text: str) -> str:
     return inner.removeprefix("\n").removesuffix("\n")
 
 
-def _help(talk: Talk, argument: str) -> Result:  # noqa: ARG001
+def _help(talk: Talk, argument: str) -> Result:
     commands = [(" ".join([f"/{c.names[0]}", c.argument]).rstrip(), c.help) for c in COMMANDS]
     keys = [
         ('"""', "begins and ends a text of several lines; so does Alt-Enter, line by line"),
@@ -93,12 +93,12 @@ def _help(talk: Talk, argument: str) -> Result:  # noqa: ARG001
     return Result(rows=(*commands, *keys))
 
 
-def _bye(talk: Talk, argument: str) -> Result:  # noqa: ARG001
+def _bye(talk: Talk, argument: str) -> Result:
     talk.over = True
     return Result()
 
 
-def _clear(talk: Talk, argument: str) -> Result:  # noqa: ARG001
+def _clear(talk: Talk, argument: str) -> Result:
     kept = talk.session.name
     talk.session = replace(talk.session, messages=talk.profile.messages, name="")
     talk.attachments, talk.unanswered = (), ""
@@ -133,7 +133,7 @@ def _settings(talk: Talk) -> tuple[tuple[str, str], ...]:
     return tuple((name, setting.shown(sampling, name)) for name in setting.telling(sampling))
 
 
-def _show(talk: Talk, argument: str) -> Result:  # noqa: ARG001
+def _show(talk: Talk, argument: str) -> Result:
     session = talk.session
     thinking = {True: "on", False: "off", None: "as the model likes"}[session.thinking]
     said = f"{len(session.messages)} messages" + (f", kept as {session.name}" if session.name else "")
@@ -208,16 +208,16 @@ def _load(talk: Talk, text: str) -> Result:
     return Result(f"{text}: {len(loaded.messages)} messages{hint}")
 
 
-def _undo(talk: Talk, argument: str) -> Result:  # noqa: ARG001
+def _undo(talk: Talk, argument: str) -> Result:
     question = " ".join(talk.undo().split())
     return Result(f"taken back: {question[:60]}{'…' * (len(question) > 60)}")
 
 
-def _retry(talk: Talk, argument: str) -> Result:  # noqa: ARG001
+def _retry(talk: Talk, argument: str) -> Result:
     return Result(ask=talk.retry())
 
 
-def _context(talk: Talk, argument: str) -> Result:  # noqa: ARG001
+def _context(talk: Talk, argument: str) -> Result:
     used, context = talk.used()
     return Result(f"{used:,} of {context:,} tokens ({used * 100 // context} %)")
 
@@ -231,7 +231,7 @@ def _attach(talk: Talk, text: str) -> Result:
     return Result(f"{name} goes with the next prompt ({len(content):,} characters)")
 
 
-def _paths(talk: Talk, begun: str) -> list[str]:  # noqa: ARG001
+def _paths(talk: Talk, begun: str) -> list[str]:
     folder = begun[: begun.rfind("/") + 1]
     try:
         inside = sorted(Path(folder or ".").expanduser().iterdir())
@@ -240,7 +240,7 @@ def _paths(talk: Talk, begun: str) -> list[str]:  # noqa: ARG001
     return [f"{folder}{path.name}{'/' * path.is_dir()}" for path in inside if not path.name.startswith(".")]
 
 
-def _switches(talk: Talk, begun: str) -> tuple[str, ...]:  # noqa: ARG001
+def _switches(talk: Talk, begun: str) -> tuple[str, ...]:
     return ("on", "off")
 
 

@@ -115,7 +115,7 @@ class _Completer(Completer):
     def __init__(self, complete: Complete) -> None:
         self._complete = complete
 
-    def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterable[Completion]:  # noqa: ARG002
+    def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterable[Completion]:  # noqa: ARG002 - as it is called
         text = document.text_before_cursor
         start = text.partition(" ")[2] if " " in text else text
         for candidate, meaning in self._complete(text):

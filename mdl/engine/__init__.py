@@ -85,7 +85,7 @@ class Engine:
         self._greeted.wait(GREETING_SECONDS)
         return self._gpus
 
-    def load(self, files: EngineFiles, settings: EngineSettings = EngineSettings()) -> None:  # noqa: B008 - frozen
+    def load(self, files: EngineFiles, settings: EngineSettings = EngineSettings()) -> None:
         """Sends what to load, once, and does not wait. What may fail is told by `ready` and by each
         request. Raises EngineError for a closed engine."""
         from mdl.engine.wire import pack
@@ -343,7 +343,7 @@ def _guarded(function: Callable[[Any], object], argument: Any) -> None:
     """What the caller's code raises is reported as by a thread; the other requests get their answers."""
     try:
         function(argument)
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:  # noqa: BLE001 - whatever the caller's code raises
         report = (type(error), error, error.__traceback__, threading.current_thread())
         threading.excepthook(threading.ExceptHookArgs(report))
 

@@ -110,7 +110,7 @@ class Checker:
             self._process.kill()
             self._process.wait()
             _pipe(self._process.stdout).close()
-            with suppress(OSError):
+            with suppress(OSError):  # what it has not read cannot be written any more
                 _pipe(self._process.stdin).close()
         self._process = None
         self._ready = False

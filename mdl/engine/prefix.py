@@ -144,7 +144,7 @@ class Own:
     def branch(self, tokens: list[int]) -> int:  # noqa: ARG002 - the other kind looks
         return 0
 
-    def held(self, match: Match) -> int:  # noqa: ARG002
+    def held(self, match: Match) -> int:  # noqa: ARG002 - nothing is held by others
         return 0
 
     def start(self, sequence: Holder, match: Match = NONE) -> None:
@@ -173,7 +173,7 @@ class Own:
     def save(self, sequence: Holder) -> None:
         """Where a prompt branches off, its tokens are there anyway."""
 
-    def make_room(self, cells: int) -> bool:  # noqa: ARG002
+    def make_room(self, cells: int) -> bool:  # noqa: ARG002 - each slot has its own
         return True
 
     def keep(self, sequence: Holder) -> None:

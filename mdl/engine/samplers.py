@@ -26,7 +26,7 @@ class Samplers:
 
         Raises UsageError for a bias of a token that the vocabulary does not have.
         """
-        chain = C.llama_sampler_chain_init(C.llama_sampler_chain_default_params())
+        chain: int = C.llama_sampler_chain_init(C.llama_sampler_chain_default_params())
         try:
             for link in self._links(sampling):
                 if not link:
@@ -35,7 +35,7 @@ class Samplers:
         except MdlError:
             C.llama_sampler_free(chain)
             raise
-        return chain  # type: ignore[no-any-return]
+        return chain
 
     def _links(self, sampling: Sampling) -> Iterable[Any]:
         """In llama.cpp's own order: biases, penalties, what is cut off, then temperature and choice."""

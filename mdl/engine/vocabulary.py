@@ -4,7 +4,7 @@ import ctypes
 import re
 from collections.abc import Iterable, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 from mdl.engine.native import C
 from mdl.errors import UnsupportedModel, UsageError
@@ -21,7 +21,7 @@ class Vocabulary:
         self.handle = C.llama_model_get_vocab(model)
         self.size: int = C.llama_vocab_n_tokens(self.handle)
         self._model = model
-        self._pieces: list[bytes | bool | None] = [False] * self.size
+        self._pieces: list[bytes | Literal[False] | None] = [False] * self.size  # False: not asked for yet
         self._longest = 0
         self._read()
 
@@ -167,7 +167,7 @@ class Vocabulary:
         if piece is False:
             ends = C.llama_vocab_is_eog(self.handle, token)
             piece = self._pieces[token] = None if ends else self._bytes(token, special=False)
-        return piece  # type: ignore[return-value]
+        return piece
 
     def show(self, tags: Iterable[str]) -> None:
         """Of the control tokens, which say nothing, those with these texts are shown in answers."""

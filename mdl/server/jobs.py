@@ -110,7 +110,7 @@ class Tally:
     def retrying(self, name: str, reason: str, seconds: float) -> None:
         self._trouble = f"{name}: {reason}; again in {seconds:.0f} s"
 
-    def finished(self, name: str) -> None:  # noqa: ARG002
+    def finished(self, name: str) -> None:  # noqa: ARG002 - as the others do
         self._trouble = None
 
 
