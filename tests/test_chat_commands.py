@@ -417,9 +417,9 @@ def test_what_may_follow_is_suggested(talk, tmp_path):
     (tmp_path / "notes.txt").touch()
     (tmp_path / "folder").mkdir()
     respond(talk, "/save work")
-    assert suggested("/s") == ["/system", "/set", "/show", "/save", "/stats"]
+    assert suggested("/s") == ["/system ", "/set ", "/show", "/save ", "/stats"]  # a space where more follows
     assert suggested("/model q") == ["qwen"]
-    assert suggested("/set temp") == ["temperature"]
+    assert suggested("/set temp") == ["temperature "]
     assert suggested("/load ") == ["work"]
     assert suggested(f"/attach {tmp_path}/") == [
         f"{tmp_path}/{name}" for name in ("data/", "folder/", "notes.txt")

@@ -247,7 +247,7 @@ def test_commands_and_names_are_completed(person):
     person.see("temperature")
     person.type("\t")
     person.see(">>> /set temperature")
-    person.type(" 0.5\r")
+    person.type("0.5\r")
     assert "temperature is 0.5" in str(person.wait())
 
 

@@ -69,10 +69,11 @@ def completions(talk: Talk, text: str) -> list[tuple[str, str]]:
         return []
     word, space, argument = text.partition(" ")
     if not space:
-        return [(f"/{name}", c.help) for c in COMMANDS for name in c.names[:1] if f"/{name}".startswith(word)]
+        found = [(f"/{c.names[0]}", c) for c in COMMANDS if f"/{c.names[0]}".startswith(word)]
+        return [(f"{name} " if c.argument else name, c.help) for name, c in found]
     command = BY_NAME.get(word[1:].lower())
-    found = command.complete(talk, argument) if command else ()
-    return [(candidate, "") for candidate in found if candidate.startswith(argument)]
+    suggested = command.complete(talk, argument) if command else ()
+    return [(candidate, "") for candidate in suggested if candidate.startswith(argument)]
 
 
 def _unquoted(text: str) -> str:
@@ -240,6 +241,10 @@ def _paths(talk: Talk, begun: str) -> list[str]:
     return [f"{folder}{path.name}{'/' * path.is_dir()}" for path in inside if not path.name.startswith(".")]
 
 
+def _names_of_settings(talk: Talk, begun: str) -> tuple[str, ...]:
+    return tuple(f"{name} " for name in setting.NAMES)
+
+
 def _switches(talk: Talk, begun: str) -> tuple[str, ...]:
     return ("on", "off")
 
@@ -249,7 +254,7 @@ COMMANDS = (
     Command(("bye", "exit", "quit", "q"), "", "leave", _bye),
     Command(("clear", "new"), "", "start a new conversation", _clear),
     Command(("system",), "TEXT", "how the model is to answer", _system),
-    Command(("set",), "NAME VALUE", "a setting, such as temperature", _set, lambda *_: setting.NAMES),
+    Command(("set",), "NAME VALUE", "a setting, such as temperature", _set, _names_of_settings),
     Command(("show",), "", "the model and the settings", _show),
     Command(("model",), "MODEL", "go on with another model", _model, lambda talk, _: talk.model_names()),
     Command(("think",), "", "let the model think first, or not", _think, _switches),
