@@ -116,6 +116,11 @@ def variable(name: str) -> str:
     return os.environ.get(name, "")
 
 
+def variables(prefix: str) -> list[str]:
+    """The names of those variables of the environment that begin so, and say something."""
+    return [name for name, value in os.environ.items() if name.startswith(prefix) and value]
+
+
 def data_path() -> Path:
     """Where chat sessions and their history lie."""
     return _folder(os.environ, "MDL_DATA_HOME", "user_data_path")

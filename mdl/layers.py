@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from mdl.weights import Weights
 
 DEFAULT = "default"
+PREFIX = "MDL_"  # of variables
 _UNTOLD = ("logprobs",)  # fields of Sampling that only requests have
 
 
@@ -100,10 +101,14 @@ def _of_weights(model: "Model", weights: "Weights | None") -> Iterator[Layer]:
 
 
 def _of_environment() -> Iterator[Layer]:
-    for known in parameters.NAMES:
-        variable = f"MDL_{known.name.upper()}"
-        if text := config.variable(variable):
-            yield Layer(variable, parameters.profile({known.name: text}, variable))
+    """By any of the spellings; where two say the same, by that which mdl itself has."""
+    given = {variable: variable.removeprefix(PREFIX).lower() for variable in config.variables(PREFIX)}
+    for variable, name in sorted(given.items(), key=lambda pair: parameters.is_plain(pair[1])):
+        if parameters.find(name):
+            yield Layer(variable, parameters.profile({name: config.variable(variable)}, variable))
+        elif meant := parameters.meant(name):
+            note = f"{variable} means nothing: did you mean {PREFIX}{meant.name.upper()}?"
+            yield Layer(variable, Profile(notes=(note,)))
 
 
 def as_document(layers: Layers) -> dict[str, Any]:

@@ -53,6 +53,17 @@ def find(name: str) -> Name | None:
     return _BY_SPELLING.get(_plain(name))
 
 
+def is_plain(name: str) -> bool:
+    """Whether this is the name itself, and not one of the other spellings."""
+    known = find(name)
+    return known is not None and known.name == _plain(name)
+
+
+def meant(name: str) -> Name | None:
+    """What a name that is not known was surely meant to be, if that can be told."""
+    return _nearest(name, SURE)
+
+
 def nearest(name: str) -> str:
     """A hint for a name that is not known."""
     near = _nearest(name, 0.6)
@@ -73,8 +84,8 @@ def _one(name: str, value: Any, where: str, lenient: bool) -> Profile:
         unknown = f"{where}: {shown} is no setting and no parameter"
         if not lenient:
             raise UsageError(unknown, nearest(name))
-        if (meant := _nearest(name, SURE)) is not None:
-            return Profile(notes=(f"{unknown}: did you mean {meant.name}?",))
+        if (near := meant(name)) is not None:
+            return Profile(notes=(f"{unknown}: did you mean {near.name}?",))
         return Profile(ignored=(shown,))
     if value is None:
         return Profile()

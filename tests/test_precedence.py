@@ -198,6 +198,14 @@ def test_inspect_shows_each_value_and_where_it_comes_from() -> None:
     assert {*found["settings"], *found["parameters"]} == {known.name for known in parameters.NAMES}
 
 
+def test_the_environment_is_read_by_every_spelling_and_what_is_like_one_is_told() -> None:
+    given = {"MDL_CTX": "256", "MDL_TEMP": "0.5", "MDL_TEMPERATURE": "0.25", "MDL_TOPK": "7", "MDL_JOBS": "2"}
+    found = json.loads(mdl("inspect", "demo", "--settings", "--json", **given).stdout)
+    assert found["settings"]["context"] == {"value": 256, "source": "MDL_CTX"}
+    assert found["parameters"]["temperature"] == {"value": 0.25, "source": "MDL_TEMPERATURE"}
+    assert found["notes"] == ["MDL_TOPK means nothing: did you mean MDL_TOP_K?"]
+
+
 def test_an_environment_that_cannot_be_is_an_error_that_names_the_variable() -> None:
     failed = mdl("chat", "demo", "Hello", MDL_TEMPERATURE="warm")
     assert failed.returncode == 2
