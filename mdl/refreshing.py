@@ -3,16 +3,20 @@ what such files hold.
 """
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
 
+from mdl.address import Remote, is_among
+from mdl.connection import Trust
 from mdl.errors import OFFLINE, DiskError, IntegrityError, NotFound, UnsupportedModel, UsageError
 from mdl.reference import ONLY, Reference, show
-from mdl.remote import Client, Limits, Remote, Trust, is_among, refusal
+from mdl.remote import Client, Limits
 from mdl.transports import artifact
 from mdl.transports.registry import Registry, is_loopback
+from mdl.trouble import refusal
 
 if TYPE_CHECKING:
     from mdl.settings import Settings
@@ -91,19 +95,19 @@ def _from_registry(reference: Reference, settings: "Settings", title: str, most:
 
 def _is_allowed(address: str, settings: "Settings") -> bool:
     try:
-        host = urlsplit(address).hostname
-        if address.startswith("https://"):
-            return bool(host)
-        return address.startswith("http://") and (
-            is_loopback(host or "") or is_among(address, settings.insecure)
-        )
+        parts = urlsplit(address)
+        host = parts.hostname or ""
+        if not host or "@" in parts.netloc:  # no password would be sent
+            return False
+        plain = is_loopback(host) or is_among(address, settings.insecure)
+        return address.startswith("https://") or (address.startswith("http://") and plain)
     except ValueError:
         return False
 
 
 def _named(address: str) -> str:
-    """Without a query, which may hold a secret."""
-    return show(address.partition("?")[0], 200)
+    """Without a user and a query, which may hold a secret."""
+    return show(re.sub(r"//[^/]*@", "//", address.partition("?")[0]), 200)
 
 
 def _trust(settings: "Settings") -> Trust:

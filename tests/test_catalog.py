@@ -380,13 +380,17 @@ def test_what_is_no_catalog_does_not_replace_the_one_that_is_there(
 
 @pytest.mark.parametrize(
     "address",
-    ["http://example.com/c.toml", "file:///etc/passwd", "c.toml", "ftp://x/y", "https://", "http://["],
+    [
+        *("http://example.com/c.toml", "file:///etc/passwd", "c.toml", "ftp://x/y", "https://", "http://["),
+        *("https://me:secret@example.com/c.toml", "ftp://me:secret@x/y?key=secret"),
+    ],
 )
 def test_a_catalog_comes_only_by_https_from_a_registry_or_from_this_machine(
     address: str, settings: Settings, data: Path
 ) -> None:
-    with pytest.raises(UsageError):
+    with pytest.raises(UsageError) as refused:
         refresh(address, settings, data)
+    assert "secret" not in refused.value.message
 
 
 def test_offline_nothing_is_refreshed(mdl: Mdl, hub: Hub) -> None:

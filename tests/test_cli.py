@@ -334,6 +334,7 @@ def test_a_list_in_which_nothing_is_like_what_was_asked_for_says_so(
     [
         (["nope"], 2, "No such command"),
         (["download"], 2, "which model?"),
+        (["inspect", "demo", "--model", "other"], 2, "one model, not two: 'demo', 'other'"),
         (["download", ""], 2, "empty"),
         (["chat", "", "hi"], 2, "empty"),
         (["download", "org/../../etc/passwd"], 2, "cannot be"),

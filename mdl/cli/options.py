@@ -8,6 +8,7 @@ import typer
 
 from mdl import ui
 from mdl.errors import MdlError, UsageError
+from mdl.reference import show
 
 if TYPE_CHECKING:
     from mdl.config import Settings
@@ -52,7 +53,10 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what would be 
 
 def one(model: str | None, option: str | None) -> str:
     """The model that a command is about, however it was given."""
-    return several([model] if model else [], option)[0]
+    found = several([model] if model else [], option)
+    if len(found) > 1:
+        raise UsageError(f"one model, not two: {show(found[0])}, {show(found[1])}", hint="leave out --model")
+    return found[0]
 
 
 def several(models: list[str] | None, option: str | None) -> list[str]:
