@@ -12,10 +12,13 @@ from time import monotonic
 from typing import Any, Self
 
 from mdl import events, upstream
+from mdl.address import Remote
 from mdl.config import Settings
 from mdl.engine.request import CallPiece, Chat, Delta, Finish, Format, Loaded, Message, Sampling, Usage
 from mdl.errors import MdlError, NetworkError, UnsupportedModel, UsageError
-from mdl.remote import PASSING, Answer, Client, Remote, Transient
+from mdl.remote import PASSING, Client
+from mdl.response import Answer
+from mdl.trouble import Transient
 from mdl.upstream import Upstream
 
 PIECE = 64 << 10  # bytes that are read at a time, at most

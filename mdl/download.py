@@ -15,23 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from mdl.address import Remote, origin_of, shown
+from mdl.connection import SYSTEM, Trust
 from mdl.errors import IntegrityError, MdlError, NetworkError
 from mdl.gather import TICK, Crew, StartOver, join, spawn
 from mdl.partial import Partial, discard, git_id_of, held, require_space, sha256_of, sync_along
-from mdl.remote import (
-    DEFAULTS,
-    SYSTEM,
-    Answer,
-    Client,
-    Limits,
-    Remote,
-    Stopped,
-    Transient,
-    Trust,
-    origin_of,
-    shown,
-)
+from mdl.remote import DEFAULTS, Client, Limits
+from mdl.response import Answer
 from mdl.traffic import Traffic
+from mdl.trouble import Stopped, Transient
 
 _SYNC_FROM = 128 << 20  # bytes; larger files are brought to the disk while they arrive
 

@@ -13,10 +13,13 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+from mdl.address import shown
 from mdl.errors import IntegrityError
 from mdl.partial import PIECE, Partial
-from mdl.remote import Answer, Client, Limits, Stopped, Transient, shown
+from mdl.remote import Client, Limits
+from mdl.response import Answer
 from mdl.traffic import Host
+from mdl.trouble import Stopped, Transient
 
 TICK = 0.05  # seconds between two looks at how it goes
 _STILL = 3.0  # seconds that a connection may stand still while others move

@@ -241,9 +241,10 @@ class Library:
         return self.settings.offline and reference.scheme != "file"
 
     def _fetcher(self, transport: "Transport", watch: Watch) -> "Fetcher":
+        from mdl.connection import Trust
         from mdl.download import Downloader
         from mdl.fetch import Fetcher
-        from mdl.remote import Limits, Trust
+        from mdl.remote import Limits
 
         limits = Limits(files=self.settings.jobs, connections=self.settings.connections)
         trust = Trust(self.settings.ca, frozenset(self.settings.insecure))

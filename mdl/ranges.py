@@ -8,9 +8,12 @@ import threading
 from functools import partial
 
 from mdl import gguf
+from mdl.address import Remote, shown
+from mdl.connection import SYSTEM, Trust
 from mdl.errors import NetworkError, UnsupportedModel
 from mdl.header import FIRST_READ, NeedMore
-from mdl.remote import SYSTEM, Answer, Client, Limits, Remote, Trust, shown
+from mdl.remote import Client, Limits
+from mdl.response import Answer
 
 MOST_READ = 32 << 20  # bytes for all headers of a model together
 _CHUNK = 1 << 16

@@ -17,7 +17,7 @@ from mdl.modeljson import NAME, Card, read
 from mdl.reference import ONLY, Reference, show
 
 if TYPE_CHECKING:
-    from mdl.remote import Remote
+    from mdl.address import Remote
     from mdl.transports import Transport
 
 

@@ -8,8 +8,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from mdl import fitting, gguf, machine
+from mdl.address import Remote
 from mdl.card import Card, Offer
 from mdl.catalog import catalog
+from mdl.connection import Trust
 from mdl.errors import MdlError, UnsupportedModel, UsageError
 from mdl.fitting import Fitting
 from mdl.header import FIRST_READ, Facts
@@ -19,7 +21,6 @@ from mdl.model import File
 from mdl.partial import size_text
 from mdl.ranges import PART, Ranges
 from mdl.reference import ONE_VERSION, Reference, show
-from mdl.remote import Remote, Trust
 from mdl.resolution import Resolution
 from mdl.transports import Transport
 

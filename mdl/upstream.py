@@ -12,7 +12,9 @@ from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from mdl import config, credentials
+from mdl.address import Remote
 from mdl.config import Settings
+from mdl.connection import Trust
 from mdl.credentials import Credentials
 from mdl.errors import (
     OFFLINE,
@@ -26,7 +28,7 @@ from mdl.errors import (
 )
 from mdl.model import Model
 from mdl.reference import Reference, show
-from mdl.remote import PASSING, Client, Limits, Remote, Trust
+from mdl.remote import PASSING, Client, Limits
 
 OPENAI_HOST = "api.openai.com"
 AZURE_HOSTS = ".openai.azure.com"

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from faultserver import FaultServer, Reply, cut, redirect, status
 
+from mdl.address import Remote, shown
 from mdl.errors import NetworkError, NotFound, UsageError
-from mdl.remote import Client, Limits, Remote, shown
+from mdl.remote import Client, Limits
 
 LIMITS = Limits(backoff=0.01, retries=2, read_timeout=0.5)
 SECRET = {"Authorization": "s3cret-token"}

@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from starlette.types import Receive, Scope, Send
 
 from mdl import __version__, upstream
+from mdl.address import is_among, proxy_for
 from mdl.config import Settings
+from mdl.connection import tls
 from mdl.errors import Busy, MdlError
 from mdl.model import Model
 from mdl.profiles import Profile
-from mdl.remote import is_among, proxy_for, tls
 from mdl.server import failure
 from mdl.server.failure import Refused
 from mdl.server.filling import filled

@@ -9,9 +9,9 @@ from mdl.model import File, Manifest
 from mdl.reference import Reference
 
 if TYPE_CHECKING:
+    from mdl.address import Remote
     from mdl.card import Card
     from mdl.config import Settings
-    from mdl.remote import Remote
 
 TRANSPORTS = {
     "hf": "mdl.transports.huggingface:HuggingFace",

@@ -10,12 +10,15 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
+from mdl.address import Remote, shown
 from mdl.card import Card, of_manifest
+from mdl.connection import Trust
 from mdl.errors import AuthError, MdlError, NetworkError, UnsupportedModel
 from mdl.filename import role, split_of
 from mdl.model import File, Manifest, Revision
 from mdl.reference import ONLY, Reference
-from mdl.remote import Answer, Client, Limits, Remote, Trust, shown
+from mdl.remote import Client, Limits
+from mdl.response import Answer
 
 if TYPE_CHECKING:
     from mdl.config import Settings

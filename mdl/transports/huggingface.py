@@ -20,7 +20,9 @@ import httpx2
 from huggingface_hub import HfApi, constants, errors, get_token, set_client_factory
 from huggingface_hub.hf_api import ExpandModelProperty_T, ModelInfo, ModelSort_T, RepoFile
 
+from mdl.address import Remote, origin_of, shown
 from mdl.card import MOST_OFFERS, About, Card, Listed, Offer
+from mdl.connection import Trust
 from mdl.errors import (
     AuthError,
     DiskError,
@@ -35,7 +37,8 @@ from mdl.filename import role
 from mdl.model import File, Manifest, Revision, refuse_twins
 from mdl.readme import MOST_READ, introduction
 from mdl.reference import Reference, show
-from mdl.remote import Client, Limits, Remote, Response, Trust, origin_of, shown
+from mdl.remote import Client, Limits
+from mdl.response import Response
 from mdl.transports import hubcard
 from mdl.variants import Choice, choices, choose, labels
 

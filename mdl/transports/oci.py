@@ -17,8 +17,8 @@ from mdl.transports.registry import Document, Registry
 from mdl.variants import choose, variants
 
 if TYPE_CHECKING:
+    from mdl.address import Remote
     from mdl.config import Settings
-    from mdl.remote import Remote
 
 LARGEST_CONFIG = 1 << 20  # bytes that are read for what a publisher says
 MOST_SHOWN = 12  # names in a note

@@ -15,8 +15,8 @@ from mdl.reference import ONLY, Reference, show
 from mdl.transports.registry import Document, Registry
 
 if TYPE_CHECKING:
+    from mdl.address import Remote
     from mdl.config import Settings
-    from mdl.remote import Remote
 
 PREFIX = "application/vnd.ollama.image."
 CONFIG = "ollama.json"  # the format, family and so on, as the publisher's Ollama recorded them

@@ -16,11 +16,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urljoin, urlsplit
 
+from mdl.address import Remote, origin_of, shown
+from mdl.connection import Trust
 from mdl.credentials import Credentials
 from mdl.errors import AuthError, IntegrityError, MdlError, NetworkError, NotFound, UsageError
 from mdl.reference import DOCKER, Reference, show
-from mdl.remote import Client, Limits, Remote, Response, Trust, Untrusted, origin_of, shown
+from mdl.remote import Client, Limits
+from mdl.response import Response
 from mdl.transports.token import Session, unknown
+from mdl.trouble import Untrusted
 
 if TYPE_CHECKING:
     from mdl.config import Settings

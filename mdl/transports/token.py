@@ -12,10 +12,12 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode, urlsplit
 
+from mdl.address import Remote, origin_of, shown
 from mdl.credentials import Credentials, find
 from mdl.errors import AuthError, NetworkError
 from mdl.reference import show
-from mdl.remote import Client, Remote, Response, origin_of, shown
+from mdl.remote import Client
+from mdl.response import Response
 
 if TYPE_CHECKING:
     from mdl.config import Settings
