@@ -320,6 +320,8 @@ def _locked(path: Path, seconds: float = 10) -> Iterator[None]:
     all that the disk refuses meanwhile."""
     import portalocker
 
+    if path.exists() and not path.is_file():  # such as /dev/null: it would not be that any more
+        raise DiskError(f"{path} is no file to write to", hint="MDL_CONFIG names another")
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with portalocker.Lock(path.with_name(f"{path.name}.lock"), "a", timeout=seconds):

@@ -4,6 +4,7 @@ converted; changes keep all else, and are whole."""
 import os
 import subprocess
 import sys
+import threading
 import tomllib
 from pathlib import Path
 
@@ -336,6 +337,15 @@ def test_a_file_that_another_one_changes_for_long_is_busy(path: Path) -> None:
     with configfile._locked(path), pytest.raises(Busy, match="being changed by another mdl"):  # noqa: SIM117
         with configfile._locked(path, seconds=0):
             pass
+
+
+def test_what_is_no_file_is_not_replaced_by_one(path: Path) -> None:
+    os.mkfifo(path)
+    threading.Thread(target=path.write_bytes, args=(b"",), daemon=True).start()  # for who reads it
+    with pytest.raises(DiskError, match="is no file to write to"):
+        configfile.change(path, lambda text: f"{text}jobs = 2\n")
+    assert path.is_fifo()
+    os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK))  # the writer may go
 
 
 def test_a_link_to_nowhere_is_an_error_in_words(path: Path, tmp_path: Path) -> None:
