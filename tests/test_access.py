@@ -187,6 +187,19 @@ def test_a_token_of_hugging_face_is_kept_where_its_own_tools_look(mdl: Mdl, hub:
     assert not token.exists()
 
 
+def test_what_is_no_file_is_neither_replaced_by_a_token_nor_removed(
+    environment: dict[str, str], mdl: Mdl, hub: Hub, tmp_path: Path
+) -> None:
+    hub.pages["/api/whoami-v2"] = Answer(200, b'{"name": "somebody"}', {"Content-Type": "application/json"})
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    environment["HF_TOKEN_PATH"] = str(pipe)
+    for command in (("login", "huggingface.co", "--password-stdin"), ("logout", "huggingface.co")):
+        done = mdl(*command, stdin="hf_good\n")
+        assert (done.returncode, pipe.is_fifo()) == (7, True)
+        assert "is no file to write to" in done.stderr
+
+
 @pytest.mark.parametrize("name", ["huggingface.co", "api.openai.com", "quay.io"])
 def test_offline_nobody_is_asked_whether_credentials_are_right(
     environment: dict[str, str], mdl: Mdl, hub: Hub, name: str

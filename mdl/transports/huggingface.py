@@ -452,7 +452,7 @@ def keep_token(token: str, settings: "Settings") -> str:
         ) from None
     except _STUMBLES:
         raise NetworkError(f"{shown(settings.hf_endpoint)} answers, but not as a hub does") from None
-    path = Path(constants.HF_TOKEN_PATH)
+    path = _token_file()
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         beside = path.with_name(f"{path.name}.{os.getpid()}")
@@ -466,11 +466,19 @@ def keep_token(token: str, settings: "Settings") -> str:
 
 
 def forget_token() -> bool:
-    """Remove the stored token; whether there was one."""
-    path = Path(constants.HF_TOKEN_PATH)
-    there: bool = path.exists()
+    """Remove the stored token; whether there was one. Raises DiskError."""
+    path = _token_file()
+    there = path.exists()
     path.unlink(missing_ok=True)
     return there
+
+
+def _token_file() -> Path:
+    """Raises DiskError for what is none, such as /dev/null: it would not be that any more."""
+    path = Path(constants.HF_TOKEN_PATH)
+    if path.exists() and not path.is_file():
+        raise DiskError(f"{path} is no file to write to", hint="HF_TOKEN_PATH names another")
+    return path
 
 
 def token_source() -> str:
