@@ -38,11 +38,11 @@ def model_at(path: Path) -> "Model | Refusal":
     """The model that a path is, or why it is none."""
     from mdl.weights import Refusal, identify
 
+    path = path.resolve() if ".." in path.parts else path.absolute()  # no name has .. in it
     card, found = _carded_at(path)
     found = found or identify(path)
     if isinstance(found, Refusal):
         return found
-    path = path.absolute()
     folder = path if path.is_dir() else path.parent
     files = _inside(folder) if path.is_dir() else _files([*found.files, *_projectors(found)], folder)
     reference = Reference("file", "", path.as_posix())
@@ -60,7 +60,7 @@ def _carded_at(path: Path) -> "tuple[Path | None, Weights | Refusal | None]":
     place = split_of(path.name)
     for card in (path.with_name(f"{place[0] if place else path.stem}.json"), path.with_name(CARD)):
         found = _told(card) if path.suffix == ".gguf" and card.is_file() else None
-        if isinstance(found, Weights) and path.absolute() in map(Path.absolute, found.files):
+        if isinstance(found, Weights) and path in found.files:
             return card, found
     return None, None
 

@@ -60,7 +60,13 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 # The order: a path, the cache, what ships with mdl, a remote source
 
 
-@pytest.mark.parametrize("text", ["m.gguf", "./m.gguf", "~/m.gguf", "{here}/m.gguf", "file://{here}/m.gguf"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("m.gguf", "./m.gguf", "../here/m.gguf", "~/m.gguf", "{here}/../here/m.gguf", "{here}/m.gguf"),
+        "file://{here}/m.gguf",
+    ],
+)
 def test_a_path_to_a_model_comes_first_however_it_is_written(library: Library, here: Path, text: str) -> None:
     (here / "m.gguf").write_bytes(Q4)
     text = text.format(here=here)

@@ -341,11 +341,17 @@ def test_source_url_may_be_local(library: Library, source: str) -> None:
     assert runnable.weights(library.here("mine")).first == path
 
 
-def test_a_folder_with_a_model_json_is_a_model_by_its_path_too(library: Library, tmp_path: Path) -> None:
+def test_a_folder_with_a_model_json_is_a_model_by_its_path_too(
+    library: Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("a", "b"):
         (tmp_path / f"{name}.gguf").write_bytes(Q4)
     (tmp_path / "model.json").write_text('{"source_url": "./b.gguf", "top_k": 3}')
     assert runnable.weights(library.here(str(tmp_path))).first == tmp_path / "b.gguf"
+    monkeypatch.chdir(tmp_path)
+    assert {runnable.weights(library.here(name)).first for name in (".", f"../{tmp_path.name}")} == {
+        tmp_path / "b.gguf"
+    }
     assert set_of(library, str(tmp_path))[1] == {"top_k": 3}
     (tmp_path / "model.json").write_text('{"metadata": {"engine": "vllm"}}')
     with pytest.raises(UnsupportedModel, match="engine vllm"):
