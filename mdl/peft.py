@@ -189,7 +189,9 @@ class _Settings:
     def __init__(self, config: Mapping[str, Any]) -> None:
         self.rank = count(config.get("r", 8)) or 0
         self.alpha = _number(config.get("lora_alpha", 8), "lora_alpha")
-        self._roots = config.get("use_rslora") is True
+        self._roots = config.get("use_rslora") or False
+        if self._roots is not True and self._roots is not False:
+            raise UnsupportedModel("adapter_config.json: use_rslora is neither true nor false", "check the file")
         self._ranks = _patterns(config.get("rank_pattern"), "rank_pattern")
         self._alphas = _patterns(config.get("alpha_pattern"), "alpha_pattern")
 
@@ -243,7 +245,8 @@ def _sides(tensors: tuple[Tensor, ...]) -> dict[tuple[str, bool], tuple[Tensor, 
             shape = " x ".join(map(str, tensor.shape))
             raise _wrong(tensor, f"is {shape} {line(tensor.type)}, not a matrix of {', '.join(_TYPES)}")
         key = match[1].removeprefix(_WRAPPER), bool(match[2])
-        found.setdefault(key, {})[match[3]] = tensor
+        if found.setdefault(key, {}).setdefault(match[3], tensor) is not tensor:
+            raise _wrong(tensor, "is there twice, under another name too")
     for sides in found.values():
         if len(sides) < 2:
             raise _wrong(next(iter(sides.values())), "has no counterpart: lora_A and lora_B go together")
