@@ -190,8 +190,9 @@ class _Settings:
         self.rank = count(config.get("r", 8)) or 0
         self.alpha = _number(config.get("lora_alpha", 8), "lora_alpha")
         self._roots = config.get("use_rslora") or False
-        if self._roots is not True and self._roots is not False:
-            raise UnsupportedModel("adapter_config.json: use_rslora is neither true nor false", "check the file")
+        if not isinstance(self._roots, bool):
+            what = "use_rslora is neither true nor false"
+            raise UnsupportedModel(f"adapter_config.json: {what}", "check the file")
         self._ranks = _patterns(config.get("rank_pattern"), "rank_pattern")
         self._alphas = _patterns(config.get("alpha_pattern"), "alpha_pattern")
 
