@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
 
-from mdl.address import Remote, is_among
+from mdl.address import Remote, is_among, is_loopback
 from mdl.connection import Trust
 from mdl.errors import OFFLINE, DiskError, IntegrityError, NotFound, UnsupportedModel, UsageError
 from mdl.reference import ONLY, Reference, show
 from mdl.remote import Client, Limits
 from mdl.transports import artifact
-from mdl.transports.registry import Registry, is_loopback
+from mdl.transports.registry import Registry
 from mdl.trouble import refusal
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from mdl import config, credentials
-from mdl.address import Remote
+from mdl.address import Remote, is_loopback
 from mdl.config import Settings
 from mdl.connection import Trust
 from mdl.credentials import Credentials
@@ -157,8 +157,6 @@ def _azure(reference: Reference) -> tuple[str, str]:
 
 def _is_plain(host: str, settings: Settings) -> bool:
     """Whether it is asked by http: on this machine, or where the user says so."""
-    from mdl.transports.registry import is_loopback
-
     return host in settings.insecure or (is_loopback(host) and not settings.ca)
 
 

@@ -4,28 +4,23 @@ llguidance has limits, but not for all: a list of 100,000 required names ends a 
 of 200 KB that take ten seconds. What has passed here does so elsewhere, as nothing depends much on the model.
 """
 
-import faulthandler
 import json
-import random
 import subprocess
 import sys
 import threading
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from mdl.engine.request import Format
-from mdl.errors import EngineError, MdlError, UsageError
+from mdl.errors import EngineError, UsageError
 
 SECONDS = 3.0
 SHORT_SECONDS = 0.3  # of the first try: few take as long
-MEMORY = 1 << 30
-STACK = 1 << 20  # a small one: what fits into it fits everywhere
-STEPS = 64
 IDLE_SECONDS = 60.0
 
-_START = "import sys; sys.path[:] = sys.argv[1:]; from mdl.engine.checking import main; main()"
+_START = "import sys; sys.path[:] = sys.argv[1:]; from mdl.engine.trial import main; main()"
 
 
 class Checker:
@@ -38,7 +33,7 @@ class Checker:
     def __init__(
         self, size: int, controls: Mapping[str, int], ends: Collection[int], *, lazy: bool = False
     ) -> None:
-        self._vocabulary = _line([size, dict(controls), sorted(ends)])
+        self._vocabulary = line([size, dict(controls), sorted(ends)])
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._ready = False
@@ -56,7 +51,7 @@ class Checker:
                 self._end()
             process = self._process = self._process or self._start()
             self._await(process)
-            wrong = self._ask(process, _line([format.kind, format.text]), seconds)
+            wrong = self._ask(process, line([format.kind, format.text]), seconds)
             self._idle = threading.Timer(IDLE_SECONDS, self.close)
             self._idle.daemon = True
             self._idle.start()
@@ -116,80 +111,10 @@ class Checker:
         self._ready = False
 
 
-def _line(message: object) -> bytes:
+def line(message: object) -> bytes:
     return json.dumps(message).encode() + b"\n"
 
 
 def _pipe(pipe: IO[bytes] | None) -> IO[bytes]:
     assert pipe is not None, "opened with PIPE"
     return pipe
-
-
-# In the process
-
-
-def main() -> None:
-    _bound_memory()
-    threading.stack_size(STACK)
-    thread = threading.Thread(target=_answer, args=(sys.stdin.buffer, sys.stdout.buffer))
-    thread.start()
-    thread.join()
-
-
-def _bound_memory() -> None:
-    """Not on Windows, which has no such limit, and not on macOS, which does not keep it."""
-    with suppress(ImportError, ValueError):
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, resource.getrlimit(resource.RLIMIT_AS)[1]))
-
-
-def _answer(questions: IO[bytes], answers: IO[bytes]) -> None:
-    tokenizer, letters = _vocabulary(*json.loads(questions.readline()))
-    answers.write(_line("ready"))
-    answers.flush()
-    for question in questions:
-        # By the hand of the parent if it is there: this is for the case that it is not.
-        faulthandler.dump_traceback_later(2 * SECONDS, exit=True)
-        wrong = _tried(tokenizer, letters, Format(*json.loads(question)))
-        faulthandler.cancel_dump_traceback_later()
-        answers.write(_line(wrong))
-        answers.flush()
-
-
-def _vocabulary(size: int, controls: Mapping[str, int], ends: list[int]) -> tuple[Any, dict[int, int]]:
-    """Of bytes and the control tokens, which have their own numbers; and the bytes by number."""
-    from mdl.engine.grammar import vocabulary
-
-    taken = {*controls.values(), *ends}
-    letters = dict(
-        zip((token for token in range(size + 256) if token not in taken), range(256), strict=False)
-    )
-    pieces = [b""] * max(size, *letters, *ends)
-    pieces += [b""]
-    for token, letter in letters.items():
-        pieces[token] = bytes([letter])
-    for text, token in controls.items():
-        pieces[token] = text.encode()
-    numbers = list(letters)
-    return vocabulary(pieces, controls, ends, lambda text: [numbers[letter] for letter in text]), letters
-
-
-def _tried(tokenizer: Any, letters: Iterable[int], format: Format) -> str:
-    """What is wrong; nothing if it compiles, and lets itself be followed for some bytes."""
-    from mdl.engine.grammar import compiled, complaint
-
-    try:
-        matcher = compiled(tokenizer, format)
-    except MdlError as error:
-        return error.message
-    chance = random.Random(0)
-    for _ in range(STEPS):
-        mask = matcher.compute_bitmask()
-        allowed = [token for token in letters if mask[token >> 3] >> (token & 7) & 1]
-        if matcher.is_error():
-            return complaint(matcher)
-        if not allowed:  # the end, or a control token
-            break
-        matcher.consume_token(chance.choice(allowed))
-    return ""

@@ -7,7 +7,6 @@ https://github.com/opencontainers/distribution-spec. Large contents are fetched 
 import contextlib
 import difflib
 import hashlib
-import ipaddress
 import json
 import re
 import threading
@@ -16,14 +15,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urljoin, urlsplit
 
-from mdl.address import Remote, origin_of, shown
+from mdl.address import Remote, is_loopback, origin_of, shown
 from mdl.connection import Trust
 from mdl.credentials import Credentials
 from mdl.errors import AuthError, IntegrityError, MdlError, NetworkError, NotFound, UsageError
-from mdl.reference import DOCKER, Reference, show
+from mdl.reference import Reference, show
 from mdl.remote import Client, Limits
 from mdl.response import Response
-from mdl.transports.token import Session, unknown
+from mdl.transports.token import WIRE, Session, unknown
 from mdl.trouble import Untrusted
 
 if TYPE_CHECKING:
@@ -35,7 +34,6 @@ MANIFESTS = (
     "application/vnd.docker.distribution.manifest.v2+json",
     "application/vnd.docker.distribution.manifest.list.v2+json",
 )
-WIRE = {DOCKER: "registry-1.docker.io"}  # hosts whose API is somewhere else than their name says
 LARGEST_MANIFEST = 4 << 20  # bytes; what the specification asks registries to take
 LARGEST_CONTENT = 16 << 20  # bytes of a configuration, template or licence
 LARGEST_ERROR = 64 << 10  # bytes of what comes in place of a content
@@ -238,16 +236,6 @@ def _speaks(base: str, client: Client) -> bool:
         return False
     # 400 is what a server that speaks TLS answers to plain text; some send on to where they do.
     return answer.status != 400 and answer.url.startswith(f"{base}/")
-
-
-def is_loopback(host: str) -> bool:
-    name = host.rpartition(":")[0] if re.search(r":\d+$", host) else host
-    if name == "localhost" or name.endswith(".localhost"):
-        return True
-    try:
-        return ipaddress.ip_address(name.strip("[]")).is_loopback
-    except ValueError:
-        return False
 
 
 def parse(body: bytes, what: str) -> dict[str, Any]:

@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode, urlsplit
 
-from mdl.address import Remote, origin_of, shown
+from mdl.address import Remote, is_loopback, origin_of, shown
 from mdl.credentials import Credentials, find
 from mdl.errors import AuthError, NetworkError
-from mdl.reference import show
+from mdl.reference import DOCKER, show
 from mdl.remote import Client
 from mdl.response import Response
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 # Registries whose tokens come from another host, which is theirs too. ghcr.io, quay.io and most others give
 # their own. https://docs.docker.com/reference/api/registry/auth/, https://docs.gitlab.com/administration/packages/
 # container_registry/ (the `realm` is that of the GitLab itself), https://github.com/NVIDIA/nvcf/pull/557
+WIRE = {DOCKER: "registry-1.docker.io"}  # hosts whose API is somewhere else than their name says
 REALMS: dict[str, tuple[str, ...]] = {
     "docker.io": ("auth.docker.io",),
     "registry.gitlab.com": ("gitlab.com",),
@@ -147,8 +148,6 @@ class Session:
 
     def _may_be_asked(self, realm: str) -> bool:
         """Whether anything at all may be sent there. What runs on this machine is nobody else's to ask."""
-        from mdl.transports.registry import is_loopback
-
         try:
             scheme, host, _ = origin_of(realm)
         except ValueError:
@@ -160,8 +159,6 @@ class Session:
     def _may_know_us(self, realm: str) -> bool:
         """Whether our credentials may go to a realm: the registry's own host, one that is known to belong to
         it, or one that the user has listed."""
-        from mdl.transports.registry import WIRE
-
         host = origin_of(realm)[1]
         own = {name.rpartition(":")[0] or name for name in (self._host, WIRE.get(self._host, self._host))}
         listed = self._settings.realms
