@@ -171,6 +171,7 @@ def test_prompts_are_not_in_the_cache(engine):
     assert max(measured.answer(200, 2).cached_tokens for _ in range(10)) <= 2
 
 
+@pytest.mark.alone
 def test_the_streams_run_at_once(engine):
     """Together they take less than one after the other, or the figure would be that of one."""
     measured = bench.Bench(engine, Plan(tokens=64, repeat=3), engine.ready().vocabulary)

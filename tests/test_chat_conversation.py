@@ -126,6 +126,7 @@ def test_on_forty_columns_words_wrap_and_lines_stay_whole(people):
     assert "                 first, or not" in lines
 
 
+@pytest.mark.alone
 def test_ctrl_c_stops_the_answer_and_keeps_the_conversation(person):
     person.ask("My name is Ada.")
     with slowly(person.child.pid) as release:

@@ -204,6 +204,7 @@ def test_what_cannot_be_stored_leaves_nothing_of_it(places: dict[str, Path], tmp
     assert find("ghcr.io") is not None
 
 
+@pytest.mark.alone
 def test_a_program_that_leaves_something_running_is_not_waited_for(
     places: dict[str, Path], tmp_path: Path
 ) -> None:

@@ -498,6 +498,7 @@ def test_a_connection_that_drips_does_not_cost_the_download(get, server):
     assert get.content == DATA
 
 
+@pytest.mark.alone
 def test_headers_that_drip_are_dropped(get, server):
     server.put(DATA, always=lambda _, honest: replace(honest, slow_headers=0.1))
     started = time.monotonic()
@@ -704,6 +705,7 @@ def test_a_proxy_gets_its_credentials_and_the_server_does_not(get, server, other
 # Several connections
 
 
+@pytest.mark.alone
 def test_a_large_file_comes_over_several_connections(get, server):
     data = random.Random(1).randbytes(24 * PIECE + 99)
     server.put(data, always=rated(4e6))
@@ -765,6 +767,7 @@ def test_connections_that_are_refused_do_not_cost_the_download(get, server):
     assert get.content == data
 
 
+@pytest.mark.alone
 def test_too_many_requests_slow_all_connections_down(get, server):
     data = random.Random(6).randbytes(10 * PIECE)
     refused = []
@@ -797,6 +800,7 @@ def test_connections_that_break_at_random_do_not_cost_the_download(get, server):
 # Stopping
 
 
+@pytest.mark.alone
 def test_the_first_failure_ends_the_others_at_once(tmp_path, server):
     server.put(DATA, path="/slow", always=rated(1e5))
     server.put(
@@ -811,6 +815,7 @@ def test_the_first_failure_ends_the_others_at_once(tmp_path, server):
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("mdl-")]
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("fault", [
     rated(1e5), lambda _, honest: replace(honest, keep=70_000, stall=9),
     lambda _, honest: replace(honest, slow_headers=1), status(503, Retry_After="60"),

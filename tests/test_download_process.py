@@ -104,6 +104,7 @@ def drip(request, honest):
     return replace(honest, slow_headers=0.5)
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(("behaviour", "rate"), [(rated(1e5), 0), (stall, 0), (drip, 0), (None, 10_000)])
 def test_an_interrupt_ends_it_at_once_and_keeps_what_has_come(tmp_path, server, behaviour, rate):
     path = tmp_path / "partial"

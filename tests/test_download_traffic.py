@@ -17,6 +17,7 @@ from mdl.errors import MdlError, NetworkError
 from mdl.partial import PIECE, held
 from mdl.traffic import Host, Rate, Traffic
 
+pytestmark = pytest.mark.alone
 QUICK = Limits(backoff=0.1, longest_wait=2, retries=3, block=PIECE, enough=1e12)
 DATA = random.Random(7).randbytes(24 * PIECE + 12345)
 

@@ -497,6 +497,7 @@ def endless(n):
     )
 
 
+@pytest.mark.alone
 def test_a_cancelled_request_gives_its_slot_back_and_hears_nothing_more(engine):
     heard: list[float] = []
     first: list[SimpleQueue[object]] = [SimpleQueue() for _ in range(4)]
@@ -514,6 +515,7 @@ def test_a_cancelled_request_gives_its_slot_back_and_hears_nothing_more(engine):
     assert max(heard) <= cancelled + 0.05
 
 
+@pytest.mark.alone
 def test_closing_the_iterator_cancels(engine):
     iterators = [engine.chat(endless(i)) for i in range(4)]
     for iterator in iterators:
@@ -552,6 +554,7 @@ def test_a_huge_prompt_is_refused_and_the_engine_goes_on(engine):
     assert text_of(engine, ask(CAPITAL)) == PARIS
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(
     "chat",
     [
@@ -648,6 +651,7 @@ LOOP = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% end
 POWER = "{{ 9**(9**(messages[0].content | length * 3)) }}"  # in one call of C, which no thread interrupts
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("source", [LOOP, POWER])
 def test_a_template_without_end_is_stopped_and_named(source):
     switch = "{% if messages[0].content == 'bad' %}" + source + "{% endif %}{{ messages[0].content }}"

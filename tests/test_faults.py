@@ -319,6 +319,7 @@ CHUNK = 16 << 10  # what the hub sends at a time when it is slow
 CONNECTIONS = 4
 
 
+@pytest.mark.alone
 @pytest.mark.timeout(900)
 def test_killed_at_random_it_goes_on_from_where_it_was(place: Place, hub: Hub) -> None:
     kills = 200 if FULL else 40
@@ -369,6 +370,7 @@ def hold_back(hub: Hub, seconds: float) -> None:
     hub.before("Signature", lambda: time.sleep(seconds))
 
 
+@pytest.mark.alone
 def test_eight_commands_that_want_one_model_transfer_it_once(place: Place, hub: Hub) -> None:
     hold_back(hub, 3)
     every = [ended(process) for process in [place.start("download", NAME) for _ in range(8)]]
@@ -496,6 +498,7 @@ def test_without_a_home_in_the_environment_the_system_knows_one(tmp_path: Path) 
 # Networks
 
 
+@pytest.mark.alone
 def test_a_hub_that_is_down_is_said_within_seconds(place: Place) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
@@ -532,6 +535,7 @@ def begin(place: Place, hub: Hub, least: int) -> "subprocess.Popen[str]":
     return process
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["ctrl-c", "term"]
 )

@@ -305,6 +305,7 @@ def test_with_locks_that_lie_the_worst_is_another_transfer(place: Place, hub: Hu
         assert place.run("rm", "-y", NAME).code == 0
 
 
+@pytest.mark.alone
 def test_models_that_answer_and_models_that_come_and_go_survive_all_pruning(place: Place, hub: Hub) -> None:
     hub.add("org/demo-GGUF", {"demo-Q8_0.gguf": DEMO.read_bytes()})
     assert place.run("download", "org/demo-GGUF").code == 0

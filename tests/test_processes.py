@@ -66,6 +66,7 @@ def are_told(every: list[Ran], *codes: int) -> bool:
 # One transfer
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("count", [2, 32])
 def test_however_many_want_one_model_it_is_transferred_once(place: Place, hub: Hub, count: int) -> None:
     hub.before("Signature", lambda: time.sleep(1 + count / 8))  # until all of them have come
@@ -76,6 +77,7 @@ def test_however_many_want_one_model_it_is_transferred_once(place: Place, hub: H
     assert place.contents() == promised({NAME: ALL[NAME]})
 
 
+@pytest.mark.alone
 def test_eight_models_that_have_the_same_weights_are_one_transfer(place: Place, hub: Hub) -> None:
     hub.before("Signature", lambda: time.sleep(2))
     every = all_of([place.start("download", "-q", name) for name in NAMES])

@@ -252,6 +252,7 @@ def test_another_address_of_a_registry_gets_no_credentials_of_its_name(
     assert Registry(Reference.parse(f"registry.example/{repository}"), settings, front.url).document("v1")
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(
     "challenge", ["", "Digest realm=x", 'Bearer realm="file:///etc/passwd"', "Bearer", "\x01,=,"]
 )

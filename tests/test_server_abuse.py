@@ -265,6 +265,7 @@ def test_any_json_object_is_understood_or_refused(body: dict[str, Any], sound: b
 # Bodies
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(
     ("body", "word"),
     [
@@ -330,6 +331,7 @@ def test_any_bytes_are_an_object_or_refused(data: bytes) -> None:
         assert isinstance(parse(data), dict)
 
 
+@pytest.mark.alone
 def test_a_gigabyte_that_is_announced_is_refused_at_once(server: Server) -> None:
     start = time.monotonic()
     with raw(server, head(1 << 30)) as connection:
@@ -386,6 +388,7 @@ def test_what_is_not_http_gets_400_and_the_end(server: Server, data: bytes) -> N
 # Time
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("start", [b"", b"POST ", head(10)[:-2], head(10)[:-2] + b"X: "])
 def test_a_header_without_end_is_given_up(server: Server, start: bytes) -> None:
     began = time.monotonic()
@@ -404,6 +407,7 @@ def test_a_header_without_end_is_given_up(server: Server, start: bytes) -> None:
     assert 0.8 < time.monotonic() - began < 3
 
 
+@pytest.mark.alone
 def test_the_second_header_of_a_connection_is_given_up_too(server: Server) -> None:
     began = time.monotonic()
     with raw(server, b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n") as connection:
@@ -416,6 +420,7 @@ def test_the_second_header_of_a_connection_is_given_up_too(server: Server) -> No
     assert time.monotonic() - began < 3
 
 
+@pytest.mark.alone
 def test_a_body_that_comes_slowly_is_given_up(server: Server) -> None:
     began = time.monotonic()
     with raw(server, head(100)) as connection:
@@ -431,6 +436,7 @@ def test_a_body_that_comes_slowly_is_given_up(server: Server) -> None:
     assert time.monotonic() - began < 3
 
 
+@pytest.mark.alone
 def test_those_who_send_slowly_shut_nobody_out(server: Server) -> None:
     held = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(20)]
     try:
@@ -465,6 +471,7 @@ def _is_open(server: Server, connection: socket.socket) -> bool:
 # Clients that vanish, with one slot for all
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize("how", ["close", "reset"])
 @pytest.mark.parametrize("answers", [1, 8])
