@@ -1,5 +1,5 @@
-"""For `pytest -n 4 --dist loadfile`: while a test runs that is marked `alone`, since it looks at the clock, no
-other does."""
+"""For `pytest -n 4 --dist loadfile`: while a test runs that is marked `alone`, since it looks at the clock,
+no other does."""
 
 import contextlib
 import fcntl
