@@ -31,21 +31,20 @@ def data(pieces: Iterable[bytes]) -> Iterator[bytes]:
 
 def _lines(pieces: Iterable[bytes]) -> Iterator[bytes]:
     """Lines end with a newline, a carriage return, or both."""
-    rest, total = bytearray(), 0
-    for piece in pieces:
+    rest, total, returned = bytearray(), 0, False
+    for piece in filter(None, pieces):
         total += len(piece)
         if total > LARGEST:
             raise _endless("an answer")
-        rest += piece
-        if b"\n" not in piece and b"\r" not in piece:
+        plain = piece.removeprefix(b"\n") if returned else piece  # of both, the return was in the last piece
+        returned = plain.endswith(b"\r")
+        rest += plain
+        if b"\n" not in plain and b"\r" not in plain:
             if len(rest) > LONGEST:
                 raise _endless("a line")
             continue
-        held = rest.endswith(b"\r")  # its newline may be in the next piece
-        *lines, last = (
-            bytes(rest[:-1] if held else rest).replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
-        )
-        rest = bytearray(last + b"\r" * held)
+        *lines, last = bytes(rest).replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
+        rest = bytearray(last)
         yield from lines
 
 

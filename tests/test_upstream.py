@@ -288,8 +288,6 @@ def test_events_are_the_same_however_their_bytes_come(texts: list[str], chance: 
     ).encode()
     cuts = sorted(chance.randrange(len(lines) + 1) for _ in range(chance.randrange(9)))
     pieces = [lines[a:b] for a, b in zip([0, *cuts], [*cuts, len(lines)], strict=True)]
-    if end == "\r":
-        pieces.append(b"\n")  # else nobody knows whether the last line has ended
     assert list(events.data(pieces)) == [f"{text}\ny".encode() for text in texts]
 
 
@@ -297,7 +295,16 @@ def test_events_are_the_same_however_their_bytes_come(texts: list[str], chance: 
 def test_events_are_the_same_wherever_they_are_cut(end: str) -> None:
     lines = f"data: a{end}data:b{end}{end}: comment{end}data: c{end}{end}".encode()
     for cut in range(len(lines)):
-        assert list(events.data([lines[:cut], lines[cut:], b"\n"])) == [b"a\nb", b"c"]
+        assert list(events.data([lines[:cut], lines[cut:]])) == [b"a\nb", b"c"]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_an_event_is_told_before_what_follows_has_come(end: str) -> None:
+    def pieces() -> Iterator[bytes]:
+        yield f"data: a{end}{end}".encode()
+        raise AssertionError("the next piece was waited for")
+
+    assert next(events.data(pieces())) == b"a"
 
 
 @pytest.mark.parametrize("piece", [b"x" * 65536, b"data: " + b"x" * 65536 + b"\n"])
