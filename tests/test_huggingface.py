@@ -317,7 +317,7 @@ def test_an_endpoint_that_is_no_plain_address_is_refused(settings: Settings, end
 
 @pytest.mark.parametrize(
     ("token", "message", "hint"),
-    [("", "its owner wants to know", "log in"), (STRANGER, "has no access", "accept its conditions")],
+    [("", "its owner wants to know", "mdl login"), (STRANGER, "has no access", "accept its conditions")],
 )
 def test_a_gate_is_noticed_before_the_first_byte_and_says_where_to_ask(
     hub: Hub, settings: Settings, monkeypatch: pytest.MonkeyPatch, token: str, message: str, hint: str

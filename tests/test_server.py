@@ -286,7 +286,7 @@ def test_a_prompt_that_is_too_long_is_an_error_with_the_numbers(server: Server) 
     [
         ("GET", "/v1/nothing", 404),
         ("GET", "/nothing", 404),
-        ("GET", "/v1/models/", 404),
+        ("GET", "/v1/models/", 400),
         ("GET", "/v1/models/org/name", 404),
         ("GET", "/v1/models/%00%1b%5b2J", 400),
         ("GET", "/v1/chat/completions", 405),
