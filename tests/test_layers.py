@@ -220,6 +220,18 @@ def test_a_module_imports_only_what_is_below_it(path: Path) -> None:
     assert ours <= ALLOWED[own] | {"errors"}
 
 
+def test_no_two_modules_need_each_other() -> None:
+    above: dict[str, set[str]] = {place(path): set() for path in modules()}
+    for path in modules():
+        for name in (name.removeprefix("mdl.").replace(".", "/") for name in imports(path)):
+            found = name if name in above else name.rpartition("/")[0]
+            if found in above:
+                above[found].add(place(path))
+    while free := [name for name, users in above.items() if not users]:  # of nobody any more
+        above = {name: users - set(free) for name, users in above.items() if name not in free}
+    assert above == {}
+
+
 @pytest.mark.parametrize("path", modules(), ids=place)
 def test_a_third_party_package_stays_at_home(path: Path) -> None:
     for package, homes in HOMES.items():

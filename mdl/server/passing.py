@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from starlette.types import Receive, Scope, Send
+from starlette.types import Send
 
 from mdl import __version__, upstream
 from mdl.address import is_among, proxy_for
@@ -25,25 +25,13 @@ from mdl.profiles import Profile
 from mdl.server import failure
 from mdl.server.failure import Refused
 from mdl.server.filling import filled
-from mdl.server.guard import given
 from mdl.server.metrics import Watch
 from mdl.server.remembered import Remembered
-from mdl.server.stream import while_connected
 from mdl.upstream import LARGEST_ERROR, SILENCE, Upstream
 
 if TYPE_CHECKING:
     import httpx2
 
-    from mdl.server.service import Service
-
-ROUTES = {
-    "/v1/chat/completions": "chat/completions",
-    "/v1/completions": "completions",
-    "/v1/embeddings": "embeddings",
-    "/v1/rerank": "rerank",
-    "/rerank": "rerank",
-    "/v2/rerank": "rerank",
-}
 REMEMBERED_SECONDS = 10.0  # for which a key is not looked up again
 CONNECT_SECONDS = 10.0
 WRITE_SECONDS = 60.0
@@ -59,26 +47,6 @@ _TOLD_OF = (b"openai-", b"x-ratelimit-")
 _EVENTS = b"text/event-stream"
 
 Headers = list[tuple[bytes, bytes]]
-
-
-async def passed(
-    service: "Service", body: Mapping[str, Any], scope: Scope, receive: Receive, send: Send
-) -> bool:
-    """Whether a request is for a model that an API runs, which it has been passed on to then, to its end."""
-    route, name = ROUTES.get(str(scope["path"])), body.get("model")
-    if route is None or not isinstance(name, str | None):
-        return False
-    try:
-        called = service.names.default(given(scope) or name)
-        model = await service.names.find(called, str(scope["path"]))
-    except MdlError:
-        return False  # as it is told to those who ask for other models, after what is wrong with the body
-    if model.is_api:
-        watch = service.metrics.answer(str(model.reference))
-        wanted = await service.names.wanted(called, str(scope["path"]), model)
-        async with while_connected(receive):
-            await service.passing.ask(model, Asked(route, body, wanted.profile), send, watch)
-    return model.is_api
 
 
 class Asked(NamedTuple):

@@ -16,7 +16,7 @@ from mdl.profiles import Profile
 from mdl.server import body
 from mdl.server.failure import Ascii, named
 from mdl.server.guard import given
-from mdl.server.passing import passed
+from mdl.server.passed import passed
 from mdl.server.service import Service
 from mdl.server.stream import while_connected
 
