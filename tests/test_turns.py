@@ -2,10 +2,13 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from itertools import combinations
 from pathlib import Path
+
+import turns
 
 TESTS = """
 import json, time
@@ -36,7 +39,8 @@ def test_no_test_runs_beside_one_that_wants_to_be_alone_and_others_do(tmp_path: 
         "[pytest]\naddopts = -p no:cacheprovider -p no:schemathesis\nmarkers = alone\n"
     )
     command = [sys.executable, "-m", "pytest", "-q", "-p", "turns", "-n2", "--dist", "loadfile"]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    shutil.copy(turns.__file__, tmp_path)  # it takes turns by where it lies, and this test has its turn
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     ran = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert ran.returncode == 0, ran.stdout
     times = {path.name: json.loads(path.read_text()) for path in tmp_path.glob("*.json")}
