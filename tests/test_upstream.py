@@ -232,6 +232,19 @@ def test_a_key_that_mdl_login_kept_is_found_and_a_registrys_password_is_none() -
     assert upstream.find_key(Reference.parse("openai://quay.example/v1/m")).secret == ""
 
 
+@pytest.mark.parametrize(("user", "secret"), [("<token>", "kept"), (upstream.USER, "kept"), ("somebody", "")])
+def test_a_key_is_found_in_a_keyring(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, user: str, secret: str
+) -> None:
+    program = tmp_path / "docker-credential-keyring"
+    program.write_text(f"""#!/bin/sh\necho '{{"Username": "{user}", "Secret": "kept"}}'\n""")
+    program.chmod(0o700)
+    (tmp_path / "config.json").write_text('{"credHelpers": {"kept.org": "keyring"}}')
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    assert upstream.find_key(Reference.parse("openai://kept.org/v1/m")).secret == secret
+
+
 @pytest.mark.parametrize("secret", ["a b", "a\nHost: evil", "ключ", "\x00"])
 def test_what_cannot_be_a_key_is_refused_without_being_shown(secret: str) -> None:
     with pytest.raises(AuthError) as caught:
