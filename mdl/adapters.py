@@ -30,6 +30,11 @@ class Asked(NamedTuple):
     name: str
     scale: float = 1.0
 
+    @property
+    def text(self) -> str:
+        """As it was asked for."""
+        return self.name if self.scale == 1.0 else f"{self.name}={self.scale:g}"
+
 
 def asked(text: str) -> Asked:
     """MODEL or MODEL=SCALE. Raises UsageError for a scale that is no number."""

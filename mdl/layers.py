@@ -118,7 +118,7 @@ def as_document(layers: Layers) -> dict[str, Any]:
         "system": profile.system,
         "template": profile.template_source or None,
         "messages": [{"role": message.role, "content": message.content} for message in profile.messages],
-        "adapters": [path.name for path in profile.adapters],
+        "adapters": [text.rpartition("/")[2] for text in profile.adapters],
     }
     return {
         "settings": {name: value._asdict() for name, value in layers.settings().items()},

@@ -29,7 +29,7 @@ Kind = Literal["reference", "path", "sha256", "template-hash", "template", "arch
 MOST_PARTS = 8
 _DIGEST = re.compile(r"([0-9a-f]{64})(?::([0-9]{1,16}))?")
 _HASH = re.compile(r"[0-9a-f]{64}")
-_PATHS = ("/", "./", "../", "~")
+PATHS = ("/", "./", "../", "~")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class Part:
         kind, colon, value = text.partition(":")
         if not text.isprintable() and kind != "template":
             raise UsageError(f"{show(text)}: there are characters in it that nobody sees", "leave them out")
-        if text.startswith(_PATHS):
+        if text.startswith(PATHS):
             return cls("path", str(_absolute(folder, text)))
         if colon and kind in ("sha256", "template", "architecture") and not value.strip():
             raise UsageError(f"{show(text)}: nothing follows {kind}:", hint="see mdl profile new")

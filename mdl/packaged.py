@@ -62,7 +62,7 @@ def _jinja(path: Path) -> Profile:
 
 
 def _of_ollama(model: "Model", names: set[str]) -> Profile:
-    found = [Profile(adapters=tuple(model.paths("adapter")))]
+    found = [Profile(adapters=tuple(map(str, model.paths("adapter"))))]
     for name, read in _READERS.items():
         if name in names:
             try:

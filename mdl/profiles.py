@@ -5,7 +5,6 @@ What a profile says is less than what a flag or a request says, and more than wh
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -25,8 +24,8 @@ class Profile:
     `sampling` has values of Sampling, `settings` those of EngineSettings; what is not there is not set.
     `template` is Jinja, None where the model's own is to be used, and `template_source` tells where that came
     from; `completion_template` is the same for texts that are gone on with. `messages` begin every
-    conversation. `adapters` are files to load with the weights. `ignored` are parameters that mean nothing
-    here, `notes` what could not be used, and why.
+    conversation. `adapters` are what to load with the weights, as --adapter takes it. `ignored` are
+    parameters that mean nothing here, `notes` what could not be used, and why.
     """
 
     system: str | None = None
@@ -36,7 +35,7 @@ class Profile:
     template_source: str = ""
     completion_template: str | None = None
     messages: "tuple[Message, ...]" = ()
-    adapters: tuple[Path, ...] = ()
+    adapters: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -114,7 +113,7 @@ def as_document(profile: Profile) -> dict[str, Any]:
         "settings": dict(profile.settings),
         "template_source": profile.template_source or None,
         "messages": [{"role": message.role, "content": message.content} for message in profile.messages],
-        "adapters": [path.name for path in profile.adapters],
+        "adapters": [text.rpartition("/")[2] for text in profile.adapters],
         "ignored": list(profile.ignored),
         "notes": list(profile.notes),
     }

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from mdl.errors import DiskError, MdlError, UnsupportedModel, UsageError
-from mdl.matching import Condition
+from mdl.matching import PATHS, Condition
 from mdl.profiles import Profile, merged
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ def as_text(written: Written) -> str:
         "settings": _plain(profile.settings),
         "parameters": _plain(profile.sampling),
         "messages": [{"role": each.role, "content": each.content} for each in profile.messages],
-        "adapters": [str(path) for path in profile.adapters],
+        "adapters": list(profile.adapters),
     }
     return text({name: value for name, value in fields.items() if value})
 
@@ -238,7 +238,7 @@ class _Reader:
                 template_source=origin,
                 completion_template=self.jinja("completion_template"),
                 messages=self.messages(),
-                adapters=tuple(self.path("adapters", each) for each in self.texts("adapters")),
+                adapters=tuple(map(self.adapter, self.texts("adapters"))),
             ),
         )
 
@@ -322,6 +322,22 @@ class _Reader:
         return tuple(
             self.value(_parameters, "stop", "stop", self._fields.get("stop")).sampling.get("stop", ())
         )
+
+    def adapter(self, given: str) -> str:
+        """A reference, or a path that starts at the profile's own folder; either with =SCALE."""
+        from mdl.adapters import asked
+        from mdl.reference import Reference
+
+        try:
+            said = asked(given)
+            is_path = said.name.startswith(PATHS) or (said.name.endswith(".gguf") and ":" not in said.name)
+            path = self.path("adapters", said.name) if is_path or "://" not in said.name else None
+            if path is not None and (is_path or path.exists()):
+                return said._replace(name=str(path)).text
+            Reference.parse(said.name)
+        except UsageError as failure:
+            self.fail("adapters", f"cannot hold {failure.message}", failure.hint)
+        return given
 
     def path(self, name: str, given: str) -> Path:
         try:

@@ -10,6 +10,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from functools import partial
 from http.client import HTTPMessage
 from pathlib import Path
 from random import Random
@@ -146,6 +147,7 @@ async def crowd(port: int, count: int) -> tuple[list[Reply], list[Sum]]:
 # Slow clients
 
 
+@pytest.mark.alone
 def test_slow_readers_and_senders_get_their_answers_and_hold_up_nobody(server: Server) -> None:
     async def all_of_them() -> tuple[list[Reply], list[Reply]]:
         slow = asyncio.create_task(gathered(_slowly(server.port, place) for place in range(24)))
@@ -178,6 +180,7 @@ async def _slowly(port: int, place: int) -> Reply:
 # Clients that vanish
 
 
+@pytest.mark.alone
 def test_clients_that_vanish_at_any_moment_leave_their_slots(server: Server) -> None:
     """Their answers would take minutes, one slot each."""
     server.chat(model="endless", max_tokens=1)
@@ -203,7 +206,7 @@ def routes(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, str]]:
     """Method and path of all that the server answers, as it is put together."""
     library = Library(Settings(tmp_path_factory.mktemp("home")))
     options = ServeOptions(api_key="secret")
-    pool = Pool(lambda model: files(library, model), EngineSettings())
+    pool = Pool(partial(files, library), EngineSettings())
     jobs = Jobs(library, Limits())
     passing = Passing(library.settings)
     found = app(Service(Names(library, ()), pool, Room(Limits()), library, jobs, passing), options).routes

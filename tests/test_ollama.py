@@ -329,7 +329,9 @@ def test_an_adapter_layer_is_loaded_with_the_weights(registry: Registry, mdl: Co
     )
     push(registry, "adapted", WEIGHTS, layer("adapter", other))
     mdl("download", "ollama://adapted")
-    assert "adapter.gguf" in mdl("chat", "ollama://adapted", FRANCE, code=9)
+    refused = mdl("chat", "ollama://adapted", FRANCE, code=9)
+    assert "the adapter adapter cannot be used" in refused
+    assert "it is for qwen3 models, and this is llama" in refused
 
 
 def test_escapes_in_what_a_publisher_wrote_are_inert(registry: Registry, mdl: Command) -> None:

@@ -37,13 +37,13 @@ def models(tmp_path: Path) -> list[Model]:
 
 
 @contextmanager
-def slow_disk(_: Model) -> Iterator[Held]:
+def slow_disk(*_: object) -> Iterator[Held]:
     time.sleep(0.3)
     yield Held(EngineFiles(DEMO), Profile(), WEIGHTS)
 
 
 @contextmanager
-def broken_disk(_: Model) -> Iterator[Held]:
+def broken_disk(*_: object) -> Iterator[Held]:
     raise DiskError("it cannot be read")
     yield
 
@@ -128,6 +128,7 @@ def test_what_is_not_to_stay_goes_when_it_has_been_loaded(models: list[Model], h
     run(test, idle_seconds=how.get("bounds", 300.0))
 
 
+@pytest.mark.alone
 def test_a_load_that_nobody_waits_for_takes_no_time_of_the_loop(models: list[Model]) -> None:
     async def test(pool: Pool) -> float:
         await leave_soon(pool, models[0], keep_alive=0.0)
@@ -157,7 +158,7 @@ def test_a_load_that_failed_is_not_tried_again_at_once(models: list[Model]) -> N
     tried = []
 
     @contextmanager
-    def counted(model: Model) -> Iterator[Held]:
+    def counted(model: Model, _: object) -> Iterator[Held]:
         tried.append(model)
         with broken_disk(model) as held:
             yield held

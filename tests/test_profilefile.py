@@ -4,6 +4,7 @@ answers of the demo model."""
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -184,6 +185,32 @@ def test_names_of_one_model_may_have_adapters_of_their_own(
         stop = json.dumps({"model": "pirate"}).encode()
         assert server.ask("POST", "/mdl/engines/stop", stop)[0] == 200
         assert server.ask("GET", "/mdl/engines")[1]["engines"] == []
+
+
+@pytest.mark.parametrize(
+    ("adapter", "answer"),
+    [
+        (str(LORA), PIRATE),
+        (str(LORA.with_name("mdl-demo-pirate")), PIRATE),  # as PEFT saved it
+        ("./beside.gguf", PIRATE),
+        ("pirate:v1", PIRATE),
+        ("pirate=0", QUIET),
+        ("../profiles/beside.gguf=0", QUIET),
+    ],
+)
+def test_adapters_of_a_profile_are_named_like_those_of_a_command(
+    mdl: Mdl, place: Callable[..., Path], adapter: str, answer: str
+) -> None:
+    folder = place(mine=f'names = ["mine"]\nmodels = ["demo"]\nadapters = ["{adapter}"]')
+    shutil.copy(LORA, folder / "profiles/beside.gguf")
+    assert mdl("import", str(LORA), "--name", "pirate:v1").returncode == 0
+    assert mdl("chat", "mine", "--temperature", "0", QUESTION).stdout.strip() == answer
+
+
+def test_adapters_of_a_profile_that_do_not_fit_are_told(mdl: Mdl, place: Callable[..., Path]) -> None:
+    place(mine='names = ["mine"]\nmodels = ["demo"]\nadapters = ["demo"]')
+    refused = mdl("chat", "mine", "hi")
+    assert (refused.returncode, "is of the kind model, not adapter" in refused.stderr) == (9, True)
 
 
 def test_the_template_is_kept_apart(server: Server) -> None:
@@ -590,6 +617,8 @@ def test_a_server_with_such_keys_alone_lets_nobody_else_in(
         ("messages = [{ role = 'robot', content = 'x' }]", "line 1: 'messages' have to be"),
         ('chat_template_file = "a\\u0000b"', "line 1: 'chat_template_file' cannot be"),
         ('adapters = ["~nobody-of-this-name/x"]', "line 1: 'adapters' cannot be"),
+        ('adapters = ["x=strong"]', "line 1: 'adapters' cannot hold the scale"),
+        ('adapters = ["a//b::c"]', "line 1: 'adapters' cannot hold"),
         ('models = ["./a\\u0000b"]', "line 1: 'models' cannot hold"),
         ("[[profile]]\ntitle = 'a'\n[[profile]]\ntitle = 3", "profile 2, line 4: 'title' has to be a text"),
         ("version = 9", "version 9"),

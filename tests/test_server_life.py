@@ -23,7 +23,6 @@ from mdl.config import Settings
 from mdl.engine.request import EngineFiles, EngineSettings
 from mdl.errors import Busy
 from mdl.library import Library
-from mdl.model import Model
 from mdl.profiles import Profile
 from mdl.server.names import Held
 from mdl.server.options import ServeOptions
@@ -94,6 +93,7 @@ def test_requests_for_a_model_that_is_loading_share_one_load(tmp_path: Path) -> 
     assert len(seen) == 1
 
 
+@pytest.mark.alone
 def test_a_load_that_fails_says_why_and_is_not_repeated_for_each_request(tmp_path: Path) -> None:
     home = cache(tmp_path / "home", "broken")
     file = home / "models/quay.io/org/broken/broken.gguf"
@@ -186,7 +186,7 @@ def test_a_client_that_leaves_takes_no_load_with_it_however_soon_engines_are_let
     assert model is not None
 
     @contextmanager
-    def slow_disk(_: Model) -> Iterator[Held]:
+    def slow_disk(*_: object) -> Iterator[Held]:
         time.sleep(0.5)
         yield Held(EngineFiles(DEMO), Profile(), WEIGHTS)
 
@@ -294,6 +294,7 @@ def test_the_openai_client_is_told_of_an_engine_that_dies(server: Server) -> Non
 # The end
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_it_and_its_workers(server: Server, number: int) -> None:
     server.chat()

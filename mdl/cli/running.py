@@ -263,9 +263,9 @@ def held_files(
         weights = runnable.for_engine(model)
         profile = layers.of(library, model, weights, name).merged()
         find = partial(library.get, watch=watched)
-        found = runnable.adapters_for(library.store, model, weights, adapters, find, leases)
-    own = [(path, 1.0) for path in profile.adapters]
-    return EngineFiles(weights.first, weights.projector, (*own, *found), profile.template), profile
+        asked = (*profile.adapters, *adapters)
+        found = runnable.adapters_for(library.store, model, weights, asked, find, leases)
+    return EngineFiles(weights.first, weights.projector, tuple(found), profile.template), profile
 
 
 def engine_settings(

@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import replace
 from typing import NamedTuple
 
 from mdl import layers, runnable
@@ -150,33 +149,30 @@ class Names:
 
 
 class Held(NamedTuple):
-    """What to load of a model, which nobody removes meanwhile; how it is used, whoever asks; its weights."""
+    """What to load of a model, which nobody removes meanwhile; how it is used; its weights."""
 
     files: EngineFiles
     profile: Profile
     weights: Weights
 
-    def used(self, profile: Profile) -> "Held":
-        """The same for those who use the model in this way. Their template comes with each request."""
-        more = tuple((path, 1.0) for path in profile.adapters if path not in self.profile.adapters)
-        adapters = (*self.files.adapters, *more)
-        return Held(replace(self.files, adapters=adapters), profile, self.weights)
-
 
 @contextmanager
-def files(library: Library, model: Model, adapters: Sequence[str] = ()) -> Iterator[Held]:
-    """With the adapters, MODEL or MODEL=SCALE, that are applied to it. Raises UnsupportedModel for what
-    cannot run here or does not fit, Busy for what is being removed."""
+def files(
+    library: Library, model: Model, profile: Profile | None = None, *, adapters: Sequence[str] = ()
+) -> Iterator[Held]:
+    """With the adapters, MODEL or MODEL=SCALE, that are applied to it, and with those of the profile; where
+    none is given, of that for those who ask in no special way. Raises UnsupportedModel for what cannot run
+    here or does not fit, Busy for what is being removed."""
     with ExitStack() as held:
         runnable.hold(library.store, model, held)
         weights = runnable.weights(model)
         if weights.kind != "model" or weights.format != "gguf":
             what = f"{weights.format} {weights.kind}"
             raise UnsupportedModel(f"{model.reference} is a {what}, which cannot answer", "name a GGUF model")
-        profile = layers.of(library, model, weights).merged()
-        own = [(path, 1.0) for path in profile.adapters]
-        asked = runnable.adapters_for(library.store, model, weights, adapters, library.here, held)
-        chosen = EngineFiles(weights.first, weights.projector, (*own, *asked), profile.template)
+        profile = layers.of(library, model, weights).merged() if profile is None else profile
+        asked = (*profile.adapters, *adapters)
+        found = runnable.adapters_for(library.store, model, weights, asked, library.here, held)
+        chosen = EngineFiles(weights.first, weights.projector, tuple(found), profile.template)
         yield Held(chosen, profile, weights)
 
 

@@ -24,7 +24,7 @@ from mdl.server.names import Held, Wanted, key
 from mdl.weights import Weights
 
 T = TypeVar("T")
-Hold = Callable[[Model], AbstractContextManager[Held]]
+Hold = Callable[[Model, Profile | None], AbstractContextManager[Held]]
 At = tuple[str, float, str]  # which model, and what tells its engine from others of the same
 State = Literal["loading", "ready", "busy", "leaving"]
 
@@ -81,7 +81,8 @@ class Bounds:
 
 
 class Pool:
-    """`hold` tells what to load of a model and keeps it there. `unsaid` are settings that the profile of a
+    """`hold` tells what to load of a model, for those who use it in some way if that is given, and keeps it
+    there. `unsaid` are settings that the profile of a
     model may set, though they have a value."""
 
     def __init__(
@@ -207,8 +208,8 @@ class Pool:
 
     async def _load(self, at: At, entry: Entry, wanted: Wanted | None) -> None:
         try:
-            held = await self._in_thread(lambda: entry.held.enter_context(self._hold(entry.model)))
-            held = held.used(wanted.profile) if wanted is not None and at[-1] else held
+            profile = wanted.profile if wanted is not None and at[-1] else None
+            held = await self._in_thread(lambda: entry.held.enter_context(self._hold(entry.model, profile)))
             entry.profile, entry.weights = held.profile, held.weights
             header = await self._in_thread(lambda: placement.read(held.weights.files))
             settings = held.profile.engine_settings(self._settings, self._unsaid)
