@@ -8,6 +8,7 @@
     prefixes = { user = "User: ", assistant = "Assistant: " }     # for models without a chat template
     chat_template = "…"                    # Jinja; chat_template_file is a file beside
     completion_template = "…{{ prompt }}…" # Jinja, for texts that are gone on with
+    adapters = ["run@latest=0.8"]          # to load with the weights, as --adapter takes them
     [settings]                             # when it is loaded: context, gpu_layers, …
     [parameters]                           # for each answer: temperature, top_p, …
     [[messages]]                           # with which each conversation begins: role, content

@@ -40,6 +40,7 @@ stop = ["###"]
 # For models without a chat template; or chat_template, chat_template_file (Jinja).
 # prefixes = { user = "User: ", assistant = "Assistant: " }
 # completion_template = "Text: {{ prompt }}"
+# adapters = ["run@latest=0.8"]  # LoRA, as --adapter takes them
 
 [settings]      # when it is loaded: mdl inspect MODEL --settings has all
 context = 2048
