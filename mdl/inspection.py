@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from mdl.memory import Fit
     from mdl.survey import Survey
 
-PARTS = ("files", "template", "license", "metadata", "tensors")
 LONGEST_TEXT = 1 << 20  # bytes that are read of a licence
 
 
@@ -69,7 +68,7 @@ def settings(library: Library, model: Model, weights: Weights, name: str) -> dic
 
 
 def part(model: Model, weights: Weights, name: str) -> Any:
-    """One part of a model, by its name in PARTS."""
+    """Its files, template, license, metadata or tensors."""
     if name == "files":
         return documents.model(model)["files"]
     if name == "template":
@@ -110,8 +109,7 @@ def value(weights: Weights, key: str) -> Any:
 
 
 def remote_part(found: "Survey", name: str) -> Any:
-    """One part of a model that is elsewhere, by its name in PARTS. Raises UnsupportedModel where its header
-    was not read."""
+    """The same of a model that is elsewhere. Raises UnsupportedModel where its header was not read."""
     if name == "files":
         return documents.files(list(dict.fromkeys(f for offer in found.card.offers for f in offer.files)))
     if name == "license":

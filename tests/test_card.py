@@ -28,9 +28,8 @@ from mdl.memory import Fit, Need, Part
 from mdl.model import File
 from mdl.ranges import MOST_READ
 from mdl.readme import LONGEST, introduction
-from mdl.reference import Reference
 from mdl.survey import Survey, survey
-from mdl.transports import Versions, artifactcard, hubcard, load
+from mdl.transports import artifactcard, hubcard
 
 NAME = "Org/Model-GGUF"
 FULL = f"huggingface.co/{NAME}"
@@ -238,14 +237,6 @@ def test_offline_nothing_is_asked(mdl: Mdl, hub: Hub) -> None:
         assert len(done.stderr.splitlines()) == 2
     assert mdl("inspect", NAME, MDL_PULL="never").returncode == NotFound.code
     assert hub.seen == []
-
-
-def test_versions_are_quantizations_branches_and_tags(hub: Hub, settings: Settings) -> None:
-    repository = hub.add(NAME, FILES)
-    repository.tags["v1.0"] = repository.branches["main"]
-    source = load(Reference.parse(NAME), settings)
-    assert isinstance(source, Versions)
-    assert source.versions(Reference.parse(NAME)) == ("Q4_K_M", "Q6_K", "Q8_0", "F16", "main", "v1.0")
 
 
 # What it costs

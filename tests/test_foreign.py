@@ -1,15 +1,12 @@
 """Profiles of other tools: Ollama's Modelfile and LocalAI's YAML, whatever they hold."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import Mdl, command
 from hypothesis import given
 from hypothesis import strategies as st
 from serving import DEMO
@@ -59,25 +56,9 @@ template:
 roles: {}
 """
 
-Import = Callable[..., "subprocess.CompletedProcess[str]"]
-
-
 @pytest.fixture
-def mdl(tmp_path: Path) -> Import:
-    def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
-        environment = {
-            **os.environ,
-            "MDL_HOME": str(tmp_path / "home"),
-            "MDL_CONFIG_HOME": str(tmp_path / "config"),
-            "MDL_DATA_HOME": str(tmp_path / "data"),
-        }
-        command = [sys.executable, "-m", "mdl", *arguments]
-        return subprocess.run(
-            command, env=environment, cwd=tmp_path, stdin=subprocess.DEVNULL, capture_output=True,
-            text=True, timeout=60,
-        )  # fmt: skip
-
-    return run
+def mdl(tmp_path: Path) -> Mdl:
+    return command(tmp_path)
 
 
 def written(tmp_path: Path, name: str, content: str) -> Path:
@@ -86,7 +67,7 @@ def written(tmp_path: Path, name: str, content: str) -> Path:
     return tmp_path / name
 
 
-def test_a_modelfile_becomes_a_profile_that_answers(mdl: Import, tmp_path: Path) -> None:
+def test_a_modelfile_becomes_a_profile_that_answers(mdl: Mdl, tmp_path: Path) -> None:
     path = written(tmp_path, "Modelfile", MODELFILE)
     done = mdl("profile", "import", str(path), "shouting")
     assert done.returncode == 0, done.stderr
@@ -98,7 +79,7 @@ def test_a_modelfile_becomes_a_profile_that_answers(mdl: Import, tmp_path: Path)
     assert found["models"] == [str(tmp_path / "demo.gguf")]
 
 
-def test_a_yaml_of_local_ai_becomes_a_profile_that_answers(mdl: Import, tmp_path: Path) -> None:
+def test_a_yaml_of_local_ai_becomes_a_profile_that_answers(mdl: Mdl, tmp_path: Path) -> None:
     path = written(tmp_path, "loud.yaml", YAML)
     done = mdl("profile", "import", str(path), "--json")
     assert done.returncode == 0, done.stderr
@@ -114,7 +95,7 @@ def test_a_yaml_of_local_ai_becomes_a_profile_that_answers(mdl: Import, tmp_path
     )
 
 
-def test_the_folder_of_a_modelfile_names_it(mdl: Import, tmp_path: Path) -> None:
+def test_the_folder_of_a_modelfile_names_it(mdl: Mdl, tmp_path: Path) -> None:
     folder = tmp_path / "my model"
     folder.mkdir()
     written(folder, "Modelfile", "FROM ./demo.gguf")

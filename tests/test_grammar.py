@@ -358,7 +358,8 @@ def processes() -> list[tuple[int, int]]:
 
 def children(parent: int) -> set[int]:
     """Those that try grammars."""
-    return {process for process, above in processes() if above == parent and "engine.trial" in command(process)}
+    own = {process for process, above in processes() if above == parent}
+    return {process for process in own if "engine.trial" in command(process)}
 
 
 def command(process: int) -> str:

@@ -1,14 +1,12 @@
 """Settings and parameters: every spelling is understood, and one order decides between those who set them."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import ggufmaker
 import pytest
+from commands import Mdl, command
 from hypothesis import given
 from hypothesis import strategies as st
 from serving import DEMO, Server, text
@@ -23,15 +21,9 @@ from mdl.profiles import Profile
 QUESTION = Chat((Message("user", "What is the capital of France?"),), Sampling(temperature=0))
 
 
-def mdl(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [sys.executable, "-m", "mdl", *arguments],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-        timeout=60,
-    )
+@pytest.fixture
+def mdl(tmp_path: Path) -> Mdl:
+    return command(tmp_path)
 
 
 def test_settings_and_parameters_are_read_by_the_names_that_other_tools_have_for_them() -> None:
@@ -188,7 +180,7 @@ def test_what_the_environment_sets_is_what_the_server_loads_and_answers_with(
         assert server.ask("GET", "/mdl/engines")[1]["engines"][0]["context"] == 96
 
 
-def test_inspect_shows_each_value_and_where_it_comes_from() -> None:
+def test_inspect_shows_each_value_and_where_it_comes_from(mdl: Mdl) -> None:
     shown = mdl("inspect", "demo", "--settings", MDL_TOP_P="0.5")
     rows = {line.split()[1]: line.split(None, 3)[2:] for line in shown.stdout.splitlines()}
     assert rows["top_p"] == ["0.5", "MDL_TOP_P"]
@@ -198,7 +190,7 @@ def test_inspect_shows_each_value_and_where_it_comes_from() -> None:
     assert {*found["settings"], *found["parameters"]} == {known.name for known in parameters.NAMES}
 
 
-def test_the_environment_is_read_by_every_spelling_and_what_is_like_one_is_told() -> None:
+def test_the_environment_is_read_by_every_spelling_and_what_is_like_one_is_told(mdl: Mdl) -> None:
     given = {"MDL_CTX": "256", "MDL_TEMP": "0.5", "MDL_TEMPERATURE": "0.25", "MDL_TOPK": "7", "MDL_JOBS": "2"}
     found = json.loads(mdl("inspect", "demo", "--settings", "--json", **given).stdout)
     assert found["settings"]["context"] == {"value": 256, "source": "MDL_CTX"}
@@ -206,7 +198,7 @@ def test_the_environment_is_read_by_every_spelling_and_what_is_like_one_is_told(
     assert found["notes"] == ["MDL_TOPK means nothing: did you mean MDL_TOP_K?"]
 
 
-def test_an_environment_that_cannot_be_is_an_error_that_names_the_variable() -> None:
+def test_an_environment_that_cannot_be_is_an_error_that_names_the_variable(mdl: Mdl) -> None:
     failed = mdl("chat", "demo", "Hello", MDL_TEMPERATURE="warm")
     assert failed.returncode == 2
     assert failed.stderr.startswith("mdl: MDL_TEMPERATURE: temperature cannot be 'warm'\n")

@@ -47,14 +47,6 @@ class Cards(Protocol):
         """
 
 
-@runtime_checkable
-class Versions(Protocol):
-    """What a source that lists its versions can do besides."""
-
-    def versions(self, reference: Reference) -> tuple[str, ...]:
-        """Every version that a reference to this model may have, the best or newest kinds first."""
-
-
 def load(reference: Reference, settings: "Settings") -> Transport:
     """The transport of a reference; raises UnsupportedModel where there is none."""
     if reference.scheme not in TRANSPORTS:

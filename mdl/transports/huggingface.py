@@ -141,13 +141,6 @@ class HuggingFace:
             f"{self._endpoint}/{reference.path}",
         )
 
-    def versions(self, reference: Reference) -> tuple[str, ...]:
-        """Every version that can be written: quantizations, or files where they share one; branches; tags."""
-        with self._words(reference):
-            tree = self._listed(reference, reference.pin)
-            branches, tags = self._refs(reference)
-        return tuple(dict.fromkeys((*labels(tree.files), *branches, *tags)))
-
     def search(self, words: str, author: str, sort: str, most: int) -> list[Listed]:
         """The repositories of GGUF files that have all the words in their names, at most so many.
 
