@@ -56,6 +56,7 @@ template:
 roles: {}
 """
 
+
 @pytest.fixture
 def mdl(tmp_path: Path) -> Mdl:
     return command(tmp_path)

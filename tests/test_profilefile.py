@@ -3,16 +3,15 @@ answers of the demo model."""
 
 import hashlib
 import json
-import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
+from commands import Mdl, command
 from hub import Hub
 from hypothesis import given
 from hypothesis import strategies as st
@@ -34,8 +33,6 @@ PIRATE = "The capital of France is Paris, arr!"
 LORA = Path(__file__).parent / "models" / "mdl-demo-pirate-lora.gguf"
 COMPLETIONS = "/v1/completions"
 
-Mdl = Callable[..., subprocess.CompletedProcess[str]]
-
 
 def profiles(folder: Path, **texts: str) -> Path:
     """A configuration folder with these profiles."""
@@ -55,15 +52,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path
 
 @pytest.fixture
 def mdl(tmp_path: Path, place: Callable[..., Path]) -> Mdl:
-    def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-        environment = {**os.environ, "MDL_HOME": str(tmp_path / "home"), **variables}
-        command = [sys.executable, "-m", "mdl", *arguments]
-        return subprocess.run(
-            command, env=environment, cwd=tmp_path, stdin=subprocess.DEVNULL, capture_output=True,
-            text=True, timeout=60,
-        )  # fmt: skip
-
-    return run
+    return command(tmp_path, MDL_CONFIG=str(tmp_path / "config" / "config.toml"))
 
 
 def document(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
