@@ -118,6 +118,7 @@ class Importer:
             raise IntegrityError(f"{mark} has no digests", hint=anew)
         if missing := [file.name for file in model.files if not (mark.parent / file.name).is_file()]:
             raise IntegrityError(f"{show(missing[0])} is missing, which {mark} names", hint=anew)
+        model = replace(model, files=tuple(map(_as_it_is, model.files)))
         if self.name or model.reference.is_api:
             model = replace(model, reference=self._named(model.reference, model.reference.version))
         model = replace(model, damaged=(), problem="")
@@ -373,6 +374,11 @@ def _files(model: Model) -> tuple[tuple[File, ...], tuple[Path, ...]]:
         paths[modeljson.NAME] = model.card
     files = tuple(File(name, path.stat().st_size, role=role(name)) for name, path in paths.items())
     return files, tuple(paths.values())
+
+
+def _as_it_is(file: File) -> File:
+    """A model.json is there for people to write to: what it should hold is not known."""
+    return File(file.name, None, role=file.role) if file.name == modeljson.NAME else file
 
 
 def _without(quantization: str | None, base: str) -> str:

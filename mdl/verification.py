@@ -18,13 +18,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from mdl import modeljson
 from mdl.disk import disk_errors, sha256_of, unique
-from mdl.errors import DiskError
+from mdl.errors import DiskError, UnsupportedModel
 from mdl.model import METADATA_NAME, File, Model
 from mdl.store import Store
 
 THREADS = 2  # one reads while the other computes; more help only few disks
 HISTORY = "verified.json"
+HARMLESS = ("foreign", "edited", "unchecked")  # kinds of findings
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 Advance = Callable[[int], object]
@@ -33,8 +35,8 @@ Advance = Callable[[int], object]
 class Finding(NamedTuple):
     """Something that is not as it should be, or that cannot be told.
 
-    `kind` is missing, size, content, link, unreadable, metadata or header, which are damage; foreign or
-    unchecked, which are none. `mend` is the command that mends it.
+    `kind` is missing, size, content, link, unreadable, metadata or header, which are damage; foreign, edited
+    or unchecked, which are none. `mend` is the command that mends it.
     """
 
     kind: str
@@ -45,7 +47,7 @@ class Finding(NamedTuple):
 
     @property
     def is_damage(self) -> bool:
-        return self.kind not in ("foreign", "unchecked")
+        return self.kind not in HARMLESS
 
 
 class Report(NamedTuple):
@@ -162,6 +164,9 @@ class Verification:
             return self._find("missing", path, "it is missing", model)
         if not stat.S_ISREG(status.st_mode):
             return self._find("link", path, "it is a link or no file at all", model)
+        if _is_edited(file, path):
+            self.wrong.append((file.sha256 or "", status))  # as a content, where both are one file
+            return self._find("edited", path, "it was edited, and is used as it is", model)
         if file.size not in (None, status.st_size):
             what = f"it has {status.st_size:,} bytes and should have {file.size:,}"
             self.wrong.append((file.sha256 or "", status))
@@ -262,6 +267,17 @@ class Verification:
                     self.store.mark(model, marks)
 
 
+def _is_edited(file: File, path: Path) -> bool:
+    """Whether this is a model.json, which is there for people to write to, and was written to."""
+    if file.name != modeljson.NAME or file.sha256 is None:
+        return False
+    try:
+        modeljson.read(path)
+        return sha256_of(path) != file.sha256
+    except (UnsupportedModel, OSError):
+        return False
+
+
 def _read(name: Name, advance: Advance) -> str | None:
     """What is wrong with a content: "" if nothing is, None if it is not there any more."""
     try:
@@ -296,7 +312,7 @@ def _header_damage(path: Path) -> str:
 
 def _mend(kind: str, model: Model | None) -> str:
     """The command that mends something, if there is one."""
-    if model is None or model.place is not None or kind in ("foreign", "unchecked"):
+    if model is None or model.place is not None or kind in HARMLESS:
         return ""
     if model.reference.scheme == "short" or kind == "header" or not (model.source or kind == "metadata"):
         return f"mdl rm {model.reference}"

@@ -32,6 +32,7 @@ from mdl.importing import Importer
 from mdl.library import Library
 from mdl.model import METADATA_NAME, Model
 from mdl.reference import Reference
+from mdl.verification import Verification
 
 Q4, Q8 = weights({"general.name": "small"}), weights({"general.name": "large"})
 PROJECTOR = make({"general.architecture": "clip", "general.type": "mmproj", "clip.has_vision_encoder": True})
@@ -233,6 +234,24 @@ def test_what_is_not_as_its_metadata_say_is_refused(library: Library, fetched: M
     with pytest.raises(IntegrityError, match=r"is not what its \.metadata says"):
         bring(library, outside / "m")
     assert names(library) == []
+
+
+def test_a_model_json_of_what_mdl_brought_may_be_edited(library: Library, outside: Path) -> None:
+    (outside / "one.gguf").write_bytes(Q4)
+    [model] = bring(library, outside / "one.gguf", "", "one:v1")
+    path = model.folder / "model.json"
+    path.chmod(0o644)
+    path.write_text('{"top_k": 3}')
+    report = Verification(library.store, library.list(), everything=True).run()
+    assert [(finding.kind, finding.path) for finding in report.findings] == [("edited", path)]
+    found = library.here("one")
+    assert (found.state, modeljson.profile(found).sampling) == ("ready", {"top_k": 3})
+    shutil.copytree(model.folder, outside / "copy")
+    [again] = bring(library, outside / "copy", "", "other:v1")
+    assert modeljson.profile(again).sampling == {"top_k": 3}
+    path.write_text("broken")
+    report = Verification(library.store, library.list(), everything=True).run()
+    assert [finding.kind for finding in report.damage] == ["size"]
 
 
 def test_several_quantizations_with_a_json_each_are_imported_together(
