@@ -285,10 +285,12 @@ def test_the_openai_client_is_told_of_an_engine_that_dies(server: Server) -> Non
         openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client,
         pytest.raises(openai.APIError, match="SIGKILL"),
     ):
-        for chunk in client.chat.completions.create(model="endless", messages=STORY, stream=True):
-            if chunk.choices[0].delta.content:
-                for worker in server.workers():
-                    os.kill(worker, signal.SIGKILL)
+        chunks = iter(client.chat.completions.create(model="endless", messages=STORY, stream=True))
+        while not next(chunks).choices[0].delta.content:
+            pass
+        for worker in server.workers():
+            os.kill(worker, signal.SIGKILL)
+        list(chunks)
 
 
 # The end
