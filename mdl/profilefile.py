@@ -17,9 +17,9 @@ from mdl import config
 from mdl.errors import DiskError, MdlError, NotFound, UsageError
 from mdl.model import Model
 from mdl.profiles import Profile
-from mdl.profiletext import LARGEST, Written, load, parse, read
 
 if TYPE_CHECKING:
+    from mdl.profiletext import Written  # which every command would wait for, and few have profiles
     from mdl.settings import Settings
 
 SHIPPED = Path(__file__).parent / "shipped" / "profiles.toml"
@@ -30,7 +30,7 @@ MOST_FILES = 1000
 class Shelf(NamedTuple):
     """The profiles, and what could not be read of them."""
 
-    written: tuple[Written, ...]
+    written: "tuple[Written, ...]"
     failures: tuple[MdlError, ...] = ()
 
 
@@ -56,7 +56,7 @@ class Meant(NamedTuple):
     """What a name stands for: the first model of its profiles that is here; else the reference of the first
     that could be fetched."""
 
-    profile: Written
+    profile: "Written"
     model: Model | None
     reference: str | None
 
@@ -82,11 +82,13 @@ def users() -> Shelf:
     return Shelf(tuple(written), tuple(failures))
 
 
-def _read(path: Path) -> tuple[Written, ...]:
+def _read(path: Path) -> "tuple[Written, ...]":
     """The profiles of a file, read once for as long as it is the same, and what their templates come from."""
     before, written = _kept.get(path, ((), ()))
     now = _statuses(path, written)
     if not before or now != before:
+        from mdl.profiletext import read
+
         written = tuple(read(path))
         _kept[path] = _statuses(path, written), written
     return written
@@ -95,7 +97,7 @@ def _read(path: Path) -> tuple[Written, ...]:
 _kept: "dict[Path, tuple[tuple[object, ...], tuple[Written, ...]]]" = {}
 
 
-def _statuses(path: Path, written: Iterable[Written]) -> tuple[object, ...]:
+def _statuses(path: Path, written: "Iterable[Written]") -> tuple[object, ...]:
     """What tells whether files are the same; for one that is not there something that never is."""
     return tuple(map(_status, (path, *(place for each in written for place in each.beside))))
 
@@ -141,6 +143,8 @@ def matching(
     found = _fitting(own, model, name, path, here)
     notes = tuple(map(left_out, shelf.failures))
     if notes:
+        from mdl.profiletext import Written
+
         found.append(Written("", "", Profile(notes=notes)))
     return _sourced(_fitting(defaults, model, name, path)), _sourced(found)
 
@@ -150,7 +154,7 @@ def left_out(failure: MdlError) -> str:
     return f"a profile is left out: {failure.message}"
 
 
-def _sourced(found: Iterable[Written]) -> Sourced:
+def _sourced(found: "Iterable[Written]") -> Sourced:
     return [(_source(written), written.profile) for written in found]
 
 
@@ -191,7 +195,7 @@ def names() -> dict[str, list[str]]:
     return found
 
 
-def find(title: str) -> Written:
+def find(title: str) -> "Written":
     """By its title, or a name that it gives. Raises NotFound, with the nearest, where there is none."""
     from difflib import get_close_matches
 
@@ -213,8 +217,8 @@ def find(title: str) -> Written:
 
 
 def _fitting(
-    profiles: list[Written], model: Model, name: str, path: str, here: Here | None = None
-) -> list[Written]:
+    profiles: "list[Written]", model: Model, name: str, path: str, here: Here | None = None
+) -> "list[Written]":
     """Those for all names, where the first goes before the others; then the first that has this one."""
     over = [written for written in profiles if _is_over(written, path, name)]
     fitting = [
@@ -225,7 +229,7 @@ def _fitting(
     return [*reversed(general), *called[:1]]
 
 
-def _is_for(written: Written, model: Model, here: Here | None) -> bool:
+def _is_for(written: "Written", model: Model, here: Here | None) -> bool:
     if not written.models or any(condition.holds(model) for condition in written.models):
         return True
     references = [condition.reference for condition in written.models if condition.reference is not None]
@@ -237,20 +241,20 @@ def _is_same(one: Model, other: Model) -> bool:
     return (one.place or one.folder) == (other.place or other.folder)
 
 
-def _is_over(written: Written, path: str, name: str) -> bool:
+def _is_over(written: "Written", path: str, name: str) -> bool:
     """Whether it counts over an API path. Who asks by its name, and over no path at all, means it too."""
     if not written.paths or (not path and name in written.names):
         return True
     return any(fnmatchcase(path, pattern) for pattern in written.paths)
 
 
-def _present(written: Written, asked: Asked, here: Here) -> Model | None:
+def _present(written: "Written", asked: Asked, here: Here) -> Model | None:
     """The model of a profile that is loaded, else the first that is here."""
     found = [model for model in _candidates(written, here) if asked.allowed(model)]
     return next((model for model in found if asked.loaded(model)), found[0] if found else None)
 
 
-def _candidates(written: Written, here: Here) -> Iterator[Model]:
+def _candidates(written: "Written", here: Here) -> Iterator[Model]:
     for condition in written.models:
         if (reference := condition.reference) is not None:
             model = here.found(reference)
@@ -260,7 +264,7 @@ def _candidates(written: Written, here: Here) -> Iterator[Model]:
         yield from found
 
 
-def _source(written: Written) -> str:
+def _source(written: "Written") -> str:
     if not written.source:
         return "profiles"
     return f"the profile {written.title}, shipped" if written.shipped else f"the profile {written.title}"
@@ -269,14 +273,16 @@ def _source(written: Written) -> str:
 # Files
 
 
-def _shipped(path: Path) -> tuple[Written, ...]:
+def _shipped(path: Path) -> "tuple[Written, ...]":
     """Read once for as long as the file is the same. Raises UsageError, DiskError."""
     status = path.stat()
     return _shipped_at(path, status.st_mtime_ns, status.st_size)
 
 
 @lru_cache(maxsize=4)
-def _shipped_at(path: Path, *_: int) -> tuple[Written, ...]:
+def _shipped_at(path: Path, *_: int) -> "tuple[Written, ...]":
+    from mdl.profiletext import load, parse
+
     return tuple(parse(load(path), path.stem, str(path), path.parent, shipped=True))
 
 
@@ -295,6 +301,7 @@ def path_of(title: str) -> Path:
 def save(title: str, text: str, *, force: bool = False) -> Path:
     """Write a profile of the user's, which is checked first. Raises UsageError, also where one of this title
     is there already, DiskError."""
+    from mdl.profiletext import parse
     from mdl.refreshing import keep
 
     path = path_of(title)
@@ -309,6 +316,7 @@ def refresh(address: str, settings: "Settings") -> int:
     """Put the profiles at an address in the place of those that ship with mdl; how many they are. The user's
     stay as they are. Raises what `refreshing.refresh` does."""
     from mdl import refreshing
+    from mdl.profiletext import LARGEST, parse
 
     def check(data: bytes) -> int:
         try:
