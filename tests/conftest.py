@@ -10,6 +10,7 @@ import pytest
 from hub import Hub
 from hypothesis import settings as searching
 from registry import Front, Registry
+from turns import pytest_collection_modifyitems as pytest_collection_modifyitems
 from turns import pytest_runtest_protocol as pytest_runtest_protocol
 
 from mdl.config import Settings

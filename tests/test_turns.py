@@ -38,7 +38,7 @@ def test_no_test_runs_beside_one_that_wants_to_be_alone_and_others_do(tmp_path: 
     (tmp_path / "pytest.ini").write_text(
         "[pytest]\naddopts = -p no:cacheprovider -p no:schemathesis\nmarkers = alone\n"
     )
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "turns", "-n2", "--dist", "loadfile"]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "turns", "-n2", "--dist", "loadgroup"]
     shutil.copy(turns.__file__, tmp_path)  # it takes turns by where it lies, and this test has its turn
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     ran = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60)
@@ -51,4 +51,5 @@ def test_no_test_runs_beside_one_that_wants_to_be_alone_and_others_do(tmp_path: 
         if times[one][0] < times[other][1] and times[other][0] < times[one][1]
     ]
     assert at_once, "none ran side by side"
+    assert max(times, key=lambda name: times[name]).count("alone") == 1, "they come last"
     assert not [pair for pair in at_once if any("alone" in name for name in pair)]

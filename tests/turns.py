@@ -1,5 +1,8 @@
-"""For `pytest -n 4 --dist loadfile`: while a test runs that is marked `alone`, since it looks at the clock,
-no other does."""
+"""For `pytest -n 4 --dist loadgroup --no-loadscope-reorder`, which runs tests side by side.
+
+The tests of a file share fixtures, so that one process runs them. Those that are marked `alone` look at the
+clock: they come last, and while one of them runs, no other test does.
+"""
 
 import contextlib
 import fcntl
@@ -10,18 +13,31 @@ from pathlib import Path
 import pytest
 
 FRONT, ROOM = Path(__file__), Path(__file__).parent  # what is locked; nothing is written
+_SIDE_BY_SIDE = "PYTEST_XDIST_WORKER" in os.environ
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not _SIDE_BY_SIDE:
+        return
+    items.sort(key=_is_alone)
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("alone" if _is_alone(item) else item.path.stem))
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, bool | None, bool | None]:
     """Here it waits for its turn, since what a fixture waits for counts as time of the test."""
-    if "PYTEST_XDIST_WORKER" not in os.environ:
+    if not _SIDE_BY_SIDE:
         return (yield)
-    alone = item.get_closest_marker("alone") is not None
     with contextlib.ExitStack() as turn:
         with _locked(FRONT, fcntl.LOCK_EX):  # whoever comes later stays behind one that wants to be alone
-            turn.enter_context(_locked(ROOM, fcntl.LOCK_EX if alone else fcntl.LOCK_SH))
+            turn.enter_context(_locked(ROOM, fcntl.LOCK_EX if _is_alone(item) else fcntl.LOCK_SH))
         return (yield)
+
+
+def _is_alone(item: pytest.Item) -> bool:
+    return item.get_closest_marker("alone") is not None
 
 
 @contextlib.contextmanager
