@@ -17,8 +17,9 @@ A file holds one profile, whose title is the file's name, or several as [[profil
 """
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -304,11 +305,8 @@ class _Reader:
         return tuple(Message(each["role"], each["content"]) for each in found)
 
     def models(self) -> tuple[Condition, ...]:
-        written = self.texts("models")
-        try:
-            return tuple(Condition.parse(each, self._folder) for each in written)
-        except UsageError as failure:
-            self.fail("models", f"cannot hold {failure.message}", failure.hint)
+        read = partial(Condition.parse, folder=self._folder)
+        return tuple(self.checked("models", read, each) for each in self.texts("models"))
 
     def paths(self) -> tuple[str, ...]:
         found = self.texts("paths")
@@ -326,19 +324,23 @@ class _Reader:
 
     def adapter(self, given: str) -> str:
         """A reference, or a path that starts at the profile's own folder; either with =SCALE."""
-        from mdl.adapters import asked
+        from mdl.adapters import Asked, asked
         from mdl.reference import Reference
 
-        try:
-            said = asked(given)
-            is_path = said.name.startswith(PATHS) or (said.name.endswith(".gguf") and ":" not in said.name)
-            path = self.path("adapters", said.name) if is_path or "://" not in said.name else None
-            if path is not None and (is_path or path.exists()):
-                return said._replace(name=str(path)).text
-            Reference.parse(said.name)
-        except UsageError as failure:
-            self.fail("adapters", f"cannot hold {failure.message}", failure.hint)
+        said: Asked = self.checked("adapters", asked, given)
+        is_path = said.name.startswith(PATHS) or (said.name.endswith(".gguf") and ":" not in said.name)
+        path = self.path("adapters", said.name) if is_path or "://" not in said.name else None
+        if path is not None and (is_path or _is_there(path)):
+            return said._replace(name=str(path)).text
+        self.checked("adapters", Reference.parse, said.name)
         return given
+
+    def checked(self, name: str, read: Callable[[str], Any], given: str) -> Any:
+        """What this reads of a text; its errors with the place."""
+        try:
+            return read(given)
+        except UsageError as failure:
+            self.fail(name, f"cannot hold {failure.message}", failure.hint)
 
     def path(self, name: str, given: str) -> Path:
         try:
@@ -372,6 +374,13 @@ class _Reader:
             if check is not None and not check.fullmatch(each):
                 self.fail(name, f"cannot hold {each!r:.80}", "a name such as gpt-4")
         return tuple(dict.fromkeys(found))
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # too long a name
+        return False
 
 
 def _parameters(values: Mapping[str, Any], where: str) -> Profile:

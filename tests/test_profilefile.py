@@ -607,6 +607,8 @@ def test_a_server_with_such_keys_alone_lets_nobody_else_in(
         ('chat_template_file = "a\\u0000b"', "line 1: 'chat_template_file' cannot be"),
         ('adapters = ["~nobody-of-this-name/x"]', "line 1: 'adapters' cannot be"),
         ('adapters = ["x=strong"]', "line 1: 'adapters' cannot hold the scale"),
+        (f'adapters = ["{"a" * 300}/"]', "line 1: 'adapters' cannot hold"),
+        ('adapters = ["a\\u0000b"]', "x.toml, line 1: 'adapters' cannot be"),
         ('adapters = ["a//b::c"]', "line 1: 'adapters' cannot hold"),
         ('models = ["./a\\u0000b"]', "line 1: 'models' cannot hold"),
         ("[[profile]]\ntitle = 'a'\n[[profile]]\ntitle = 3", "profile 2, line 4: 'title' has to be a text"),
