@@ -57,9 +57,11 @@ def _carded_at(path: Path) -> "tuple[Path | None, Weights | Refusal | None]":
 
     if (path / CARD).is_file():
         return path / CARD, _told(path / CARD)
+    if path.suffix != ".gguf":
+        return None, None
     place = split_of(path.name)
     for card in (path.with_name(f"{place[0] if place else path.stem}.json"), path.with_name(CARD)):
-        found = _told(card) if path.suffix == ".gguf" and card.is_file() else None
+        found = _told(card) if card.is_file() else None
         if isinstance(found, Weights) and path in found.files:
             return card, found
     return None, None

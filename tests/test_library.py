@@ -129,6 +129,11 @@ def test_what_is_written_as_a_path_and_is_no_model_is_the_error(
         library.resolve(text.format(here=here))
 
 
+def test_the_root_of_all_folders_is_no_model(library: Library) -> None:
+    with pytest.raises(UnsupportedModel):
+        library.resolve("/")
+
+
 @pytest.mark.parametrize("text", ["./x", "/nowhere/x", "~/x", "x.gguf", "../x", "file:///nowhere/x.gguf"])
 def test_what_is_written_as_a_path_and_is_not_there_is_the_error(
     library: Library, here: Path, text: str
