@@ -136,6 +136,12 @@ def loaded(server: Server) -> list[str]:
     return [engine["model"] for engine in get(server, "/mdl/engines")["engines"]]
 
 
+def requests(server: Server, name: str) -> int:
+    """How many it answers."""
+    engines = get(server, "/mdl/engines")["engines"]
+    return sum(engine["requests"] for engine in engines if name in engine["model"])
+
+
 def talk(server: Server) -> tuple[HTTPConnection, HTTPResponse]:
     """An answer that does not end."""
     connection = server.connect()
@@ -605,8 +611,14 @@ def test_a_model_that_is_stopped_gives_its_answers_first(server: Server) -> None
         hang_up(connection, response)
         assert stopping.result(10)[1]["state"] == "ready"
     connection, response = talk(server)
-    assert post(server, "/v1/models/endless/stop", {"force": True})[1]["state"] == "ready"
-    assert b"error" in response.read()
+    whole = {"model": "endless", "messages": STORY, "max_tokens": 100_000}
+    with ThreadPoolExecutor() as threads:
+        waiting = threads.submit(post, server, "/v1/chat/completions", whole)
+        wait_until(lambda: requests(server, "endless") == 2)
+        assert post(server, "/v1/models/endless/stop", {"force": True})[1]["state"] == "ready"
+        status, answer = waiting.result()
+    assert (status, answer["error"]["message"]) == (503, "the model was stopped (ask for it again)")
+    assert b"the model was stopped" in response.read()
     hang_up(connection, response)
 
 

@@ -87,7 +87,7 @@ class Engine:
 
     def load(self, files: EngineFiles, settings: EngineSettings = EngineSettings()) -> None:
         """Sends what to load, once, and does not wait. What may fail is told by `ready` and by each
-        request. Raises EngineError for a closed engine."""
+        request. Raises Busy for a closed engine."""
         from mdl.engine.wire import pack
 
         with self._lock:
@@ -108,7 +108,7 @@ class Engine:
                 f"the model is still being loaded after {timeout:g} seconds", hint="try again in a while"
             )
         if self._loaded is None:
-            raise self._failure or EngineError("the engine is closed")
+            raise self._failure or _stopped()
         return self._loaded
 
     def submit(self, request: Chat | Completion, deliver: Deliver) -> Callable[[], None]:
@@ -116,7 +116,7 @@ class Engine:
         `finish`, or with an error, after which nothing comes. The function that it returns cancels: nothing
         is delivered any more.
 
-        Raises what the load failed with, and EngineError for a closed engine or one that keeps dying.
+        Raises what the load failed with, Busy for a closed engine, and EngineError for one that keeps dying.
         """
         return self.post("chat" if isinstance(request, Chat) else "completion", request, deliver)
 
@@ -235,7 +235,7 @@ class Engine:
 
     def _refuse_if_closed(self) -> None:
         if self._closed:
-            raise EngineError("the engine is closed")
+            raise _stopped()
 
     def _refuse_to_loop(self) -> None:
         if len(self._deaths) == MOST_DEATHS and monotonic() - self._deaths[0] < WITHIN_SECONDS:
@@ -307,7 +307,7 @@ class Engine:
         with self._lock:
             self._process = None
             if self._closed:
-                error: MdlError = EngineError("the engine was closed")
+                error: MdlError = _stopped()
             elif self._failure is not None:
                 error = self._failure
             else:
@@ -320,8 +320,10 @@ class Engine:
             self._greeted.set()
             self._settled.set()  # before another thread may start a new worker, which clears it
         runaway = self._rendering if status == 1 else 0  # as the worker's watchdog ends it
-        others = _BESIDE_A_RUNAWAY if runaway and not self._closed else error
-        self._hand_over([(request, _RUNAWAY if request == runaway else others, True) for request in waiting])
+        others = _beside_a_runaway() if runaway and not self._closed else error
+        self._hand_over(
+            [(request, _runaway() if request == runaway else others, True) for request in waiting]
+        )
 
     def _death(self, how: str) -> EngineError:
         if self._loaded is not None:
@@ -330,13 +332,21 @@ class Engine:
         return EngineError(f"while loading the model, the engine {how}", hint=hint)
 
 
-_RUNAWAY = UnsupportedModel(
-    "the chat template of the model took more than three seconds, and was stopped",
-    hint="mdl inspect --template shows it",
-)
-_BESIDE_A_RUNAWAY = EngineError(
-    "the engine was ended: another request's chat template took too long", hint="ask again"
-)
+def _stopped() -> Busy:
+    return Busy("the model was stopped", hint="ask for it again")
+
+
+def _runaway() -> UnsupportedModel:
+    return UnsupportedModel(
+        "the chat template of the model took more than three seconds, and was stopped",
+        hint="mdl inspect --template shows it",
+    )
+
+
+def _beside_a_runaway() -> EngineError:
+    return EngineError(
+        "the engine was ended: another request's chat template took too long", hint="ask again"
+    )
 
 
 def _guarded(function: Callable[[Any], object], argument: Any) -> None:
