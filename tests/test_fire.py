@@ -1,8 +1,5 @@
 """Servers under fire: workers that are killed at any moment, crowds, slow and vanishing clients, and every
-route that there is asked for what guards it.
-
-A plain run kills fewer workers; with MDL_FULL_FAULTS=1 it is all 200.
-"""
+route that there is asked for what guards it."""
 
 import asyncio
 import json
@@ -20,7 +17,6 @@ import pytest
 from benchmarks.soak import growth
 from fire import CHAT, Reply, Soak, Sum, ask, gathered, head, heard, parsed, vanish
 from serving import STORY, Server, cache, text
-from test_faults import FULL
 
 from mdl.config import Settings
 from mdl.engine.request import EngineSettings
@@ -36,7 +32,7 @@ from mdl.server.pool import Pool
 from mdl.server.service import Service
 
 PARIS = "The capital of France is Paris."
-KILLS, SEED = 200 if FULL else 60, 7
+KILLS, SEED = 200, 7
 FATAL = (signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT, signal.SIGTERM, signal.SIGBUS)
 
 
