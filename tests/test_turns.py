@@ -40,7 +40,7 @@ def test_no_test_runs_beside_one_that_wants_to_be_alone_and_others_do(tmp_path: 
     )
     command = [sys.executable, "-m", "pytest", "-q", "-p", "turns", "-n2", "--dist", "loadgroup"]
     shutil.copy(turns.__file__, tmp_path)  # it takes turns by where it lies, and this test has its turn
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "PYTEST_ADDOPTS": ""}
     ran = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert ran.returncode == 0, ran.stdout
     times = {path.name: json.loads(path.read_text()) for path in tmp_path.glob("*.json")}

@@ -1,4 +1,4 @@
-"""For `pytest -n 4 --dist loadgroup --no-loadscope-reorder`, which runs tests side by side.
+"""Whose turn it is where tests run side by side, as pyproject.toml says.
 
 The tests of a file share fixtures, so that one process runs them. Those that are marked `alone` look at the
 clock: they come last, and while one of them runs, no other test does.
