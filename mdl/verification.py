@@ -18,9 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from mdl import modeljson
+from mdl import metadata, modeljson
 from mdl.disk import disk_errors, sha256_of, unique
-from mdl.errors import DiskError, UnsupportedModel
+from mdl.errors import DiskError, MdlError, UnsupportedModel
 from mdl.model import METADATA_NAME, File, Model
 from mdl.store import Store
 
@@ -138,16 +138,16 @@ class Verification:
     # Looking
 
     def _look_at(self, model: Model) -> Iterator[Name]:
-        metadata = model.folder / METADATA_NAME
-        if metadata.is_symlink():
-            self._find("link", metadata, "it is a link", model)
-        if not metadata.is_file() or model.place is not None:
+        record = model.folder / METADATA_NAME
+        if record.is_symlink():
+            self._find("link", record, "it is a link", model)
+        if not record.is_file() or model.place is not None:
             damage = model.problem or _header_damage(model.place or model.folder)
             what = damage or "no digests are known: only its header was read"
             self._find("header" if damage else "unchecked", model.place or model.folder, what, model)
             return
         if model.problem and not model.files:
-            self._find("metadata", metadata, model.problem, model)
+            self._find("metadata", record, model.problem, model)
             return
         for file in model.files:
             yield from self._look_at_file(model, file)
@@ -204,9 +204,7 @@ class Verification:
             return model is None
         if finding.path not in self.looked:
             return True
-        current = self.store.find(model.reference)
-        unchanged = current is not None and current.files == model.files
-        return unchanged and self.looked[finding.path] == _identity(_status(finding.path))
+        return not _is_renewed(model) and self.looked[finding.path] == _identity(_status(finding.path))
 
     def _find(self, kind: str, path: Path, what: str, model: Model | None) -> None:
         self.findings.append(Finding(kind, path, what, model, _mend(kind, model)))
@@ -265,6 +263,16 @@ class Verification:
             if marks != set(model.damaged):
                 with contextlib.suppress(FileNotFoundError):
                     self.store.mark(model, marks)
+
+
+def _is_renewed(model: Model) -> bool:
+    """Whether another version has taken the place of one. What was found stands where that cannot be told."""
+    try:
+        return metadata.read(model.folder / METADATA_NAME).files != model.files
+    except FileNotFoundError:
+        return True
+    except (MdlError, OSError, ValueError):
+        return False
 
 
 def _is_edited(file: File, path: Path) -> bool:

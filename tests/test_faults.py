@@ -300,6 +300,19 @@ def test_whatever_fails_or_kills_a_check_what_is_damaged_is_found_and_the_rest_s
     go_through(spoilt, ("verify",), {6, 7}, 12, again, [{**HERE, NAME: ROTTEN}])
 
 
+def test_a_record_that_cannot_be_read_again_makes_nothing_right_that_was_found_damaged(
+    spoilt: Place, tmp_path: Path
+) -> None:
+    record = "models/huggingface.co/org/model/Q8_0/.metadata"
+    struck, number = True, 0
+    while struck:
+        number += 1
+        place = spoilt.copy(tmp_path / str(number))
+        ran, struck = strike(place, Point("openat", number, (record,)), "EACCES", "verify")
+        assert ran.code == 6, (number, ran)
+    assert number > 2
+
+
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     "arguments", [("list",), ("df",), ("resolve", "model"), ("inspect", NAME)], ids=lambda given: given[0]
