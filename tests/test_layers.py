@@ -111,7 +111,7 @@ ALLOWED = {
     "leftovers": {"disk", "store"},
     "garbage": {"disk", "leftovers", "locks", "places", "store", "partial", "gguf", "peft"},
     "usage": {"disk", "garbage", "places", "store", "model"},
-    "verification": {"disk", "model", "modeljson", "store", "weights"},
+    "verification": {"disk", "metadata", "model", "modeljson", "store", "weights"},
     "credentials": {"config"},
     "transports": {
         *("address", "archive", "card", "config", "connection", "credentials", "filename", "header"),
